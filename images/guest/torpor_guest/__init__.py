@@ -1,0 +1,1 @@
+"""PID 1 of a sandbox: starts the kernel and relays its channels over the link."""

@@ -1,0 +1,1 @@
+"""Server side of the JupyterLab integration (an ordinary jupyter_server extension)."""
