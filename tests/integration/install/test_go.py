@@ -1,0 +1,118 @@
+"""The Go source, with a stand-in for ``go`` that answers as the real one was seen to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from torpor.errors import ConfigError
+from torpor.paths import Paths, resolve_paths
+from torpor.runsc.install import Source, install_runsc
+from torpor.runsc.version import GO_VERSION
+
+NEWEST = "v0.0.0-20261101000000-0123456789ab"
+REFUSAL = (
+    "go: gvisor.dev/gvisor@%s: reading PROXY/%s.info: 403 Forbidden\\n"
+    "\\tserver response: This module version is not available.\\n"
+)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return resolve_paths({"TORPOR_HOME": str(tmp_path / "home")}, uid=1000, home=tmp_path)
+
+
+def fake_go(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    on_offer: str,
+    newest: str = NEWEST,
+    version: str = "go1.26.8",
+    build: str = "",
+) -> None:
+    """Put a ``go`` on PATH that offers one version besides ``latest`` and builds with ``build``."""
+    refusal = REFUSAL.replace("%s", "$5")
+    install = build or (
+        'version="${6##*@}"\n'
+        'printf "#!/bin/sh\\necho runsc version $version\\n" > "$GOBIN/runsc"\n'
+        'chmod 755 "$GOBIN/runsc"\n'
+    )
+    script = f"""#!/bin/sh
+case "$1 $2" in
+"env GOVERSION") printf '{version}\\nlocal\\n' ;;
+"list -m") case "$5" in
+    *@{on_offer}) echo {on_offer} ;;
+    *@latest) echo {newest} ;;
+    *) printf "{refusal}" >&2; exit 1 ;;
+    esac ;;
+"install -v") {install} ;;
+esac
+"""
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "go").write_text(script)
+    (bin_folder / "go").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+
+
+def install(paths: Paths) -> tuple[str, list[str]]:
+    lines: list[str] = []
+    installed = install_runsc(paths, report=lines.append, sources=[Source.GO])
+    return installed.runsc.build, lines
+
+
+def test_the_pinned_version(tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION)
+    build, lines = install(paths)
+    assert build == GO_VERSION
+    assert not any("refused" in line for line in lines)
+    assert {entry.name for entry in paths.data.iterdir()} == {"runsc", "gvisor", ".install.lock"}
+
+
+def test_where_it_is_refused_the_newest_on_offer_is_built_and_said(
+    tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_go(tmp_path, monkeypatch, on_offer=NEWEST)
+    build, lines = install(paths)
+    assert build == NEWEST
+    assert f"the pinned {GO_VERSION} is refused" in lines[0]
+    assert "403 Forbidden" in lines[0]
+    assert lines[1] == f"building {NEWEST} instead, the newest on offer"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        (
+            {"on_offer": "none", "newest": "v0.0.0-20240101000000-0123456789ab"},
+            "on offer is v0.0.0-20240101000000-0123456789ab, older than 20260406",
+        ),
+        ({"on_offer": "none", "newest": "-flag"}, "named '-flag' as a version"),
+        ({"on_offer": GO_VERSION, "version": "go1.25.0"}, "GOTOOLCHAIN=local"),
+        (
+            {"on_offer": GO_VERSION, "build": "echo compiling; echo no space left >&2; exit 1"},
+            "building runsc failed: no space left",
+        ),
+        ({"on_offer": GO_VERSION, "build": "true"}, "runsc does not exist"),
+    ],
+)
+def test_failures_leave_nothing_and_say_why(
+    tmp_path: Path,
+    paths: Paths,
+    monkeypatch: pytest.MonkeyPatch,
+    kwargs: dict[str, str],
+    says: str,
+) -> None:
+    fake_go(tmp_path, monkeypatch, **kwargs)
+    with pytest.raises(ConfigError, match=says):
+        install(paths)
+    assert {entry.name for entry in paths.data.iterdir()} == {".install.lock"}
+
+
+def test_no_go_at_all(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("torpor.runsc.install_go._USUAL_GO", Path("/nowhere/go"))
+    with pytest.raises(ConfigError, match="no Go on this machine"):
+        install(paths)
