@@ -1,0 +1,137 @@
+"""What every place where sandboxes live promises to the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torpor.errors import SandboxGone
+from torpor.template import Template
+
+HANDLE_VERSION = 1
+
+TO_GUEST = "to_guest"
+FROM_GUEST = "from_guest"
+GUEST_STDERR = "guest_stderr"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """Everything a backend needs to make one sandbox.
+
+    ``env`` is the kernel's whole explicit environment; the backend adds what the sandbox fixes
+    (``HOME``,
+    ``PATH`` and the like) below it. ``cwd`` counts when the sandbox can see it, else the private
+    home does. ``directory`` is the sandbox's private folder on the host, made and removed by the
+    backend; in it are the link's FIFOs ``to_guest``, ``from_guest`` and ``guest_stderr``.
+    """
+
+    sandbox_id: str
+    template: Template
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    cwd: str
+    workspace: Path | None
+    key: str = field(repr=False)
+    directory: Path
+    kernel_name: str
+    start_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handle:
+    """All that is needed to find a running sandbox again after the daemon was replaced.
+
+    ``pid`` is the sandbox's first process on the host, ``pid_start`` its start in clock ticks
+    since boot (field 22 of ``/proc/PID/stat``): together they name a process for ever.
+    ``workspace_mode`` is what the sandbox really got and ``workspace_reason`` why that is not what
+    the template says ("" if it is).
+    """
+
+    backend: str
+    sandbox_id: str
+    pid: int
+    pid_start: int
+    runsc: str
+    runsc_build: str
+    root: str
+    uid: int
+    cgroups: tuple[str, ...]
+    directory: str
+    workspace: str | None
+    workspace_mode: str
+    workspace_reason: str = ""
+    memory_bytes: int = 0
+    version: int = HANDLE_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Give a JSON object with every field under its own name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, shape: Mapping[str, Any]) -> Handle:
+        """Rebuild what ``to_json`` gave.
+
+        Raises:
+            SandboxGone: the shape is of another version or damaged; the sandbox cannot be adopted.
+        """
+        if shape.get("version") != HANDLE_VERSION:
+            raise SandboxGone(
+                f"sandbox record has version {shape.get('version')!r}, not {HANDLE_VERSION}"
+            )
+        try:
+            return cls(**{**shape, "cgroups": tuple(shape["cgroups"])})
+        except (TypeError, KeyError) as exc:
+            raise SandboxGone(f"sandbox record is damaged: {exc}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The end of a sandbox; ``reason`` says in words what ended it, None when it simply ended."""
+
+    reason: str | None = None
+
+
+class Backend(Protocol):
+    """Makes, watches and removes sandboxes; a new instance can do all that an old one could."""
+
+    name: str
+
+    async def prepare(self, spec: SandboxSpec) -> None:
+        """Make ``spec.directory`` with FIFOs and all files of the sandbox; nothing runs yet.
+
+        On failure or cancel nothing is left.
+
+        Raises:
+            ConfigError: the request cannot work (argv[0] missing, workspace unreadable).
+            LaunchError: this machine cannot do it now (disk full).
+        """
+
+    async def start(self, spec: SandboxSpec) -> Handle:
+        """Start a prepared sandbox; returns as soon as its process exists, the guest not yet
+        booted.
+
+        On failure or cancel no process, mount, cgroup or uid is left; the directory is, as
+        prepared.
+
+        Raises:
+            LaunchError: this machine refused (no user namespaces, no memory, runsc missing).
+        """
+
+    async def exited(self, handle: Handle) -> Exit:
+        """Return when the sandbox's process is gone; at once if it is already. Twice is fine."""
+
+    async def destroy(self, sandbox_id: str, directory: Path) -> None:
+        """Remove every trace of the sandbox, whatever state it is in, running included.
+
+        Needs no memory of it, so a new daemon can clean up after a dead one. Repeating it is fine.
+        If cancelled, finishes first.
+
+        Raises:
+            LaunchError: something would not go away; call it again.
+        """
+
+    async def alive(self, handle: Handle) -> bool:
+        """Tell whether exactly that process still runs (not a zombie, not a reused pid)."""

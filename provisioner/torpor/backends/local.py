@@ -1,0 +1,251 @@
+"""Sandboxes on this machine: one runsc each, never with the host's root rights.
+
+As real root every sandbox gets a private uid, which sees the user's files as its own through
+id-mapped mounts. Otherwise the caller's own uid runs it, in a user namespace. Either way runsc
+lives in a mount, pid and network namespace of its own where nothing of the host is but what the
+sandbox may see, and its first process is process 1 of that pid namespace: killing it ends all of
+it, and every mount goes with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torpor.backends import local_cgroups, local_process
+from torpor.backends.base import Exit, Handle, SandboxSpec
+from torpor.backends.local_cgroups import Cgroups, find_cgroups
+from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
+from torpor.backends.local_layout import Layout
+from torpor.backends.local_slots import UidSlots, uid_range
+from torpor.errors import LaunchError
+from torpor.lifecycle.cleanup import run_to_end
+from torpor.runsc.plan import Machine
+from torpor.runsc.spawn import spawned_runsc
+from torpor.template import GIB, MIB
+
+_KILL_S = 10.0
+_UNDO_S = 20.0
+
+Step = Callable[[str], Awaitable[None]]
+
+
+async def _nothing(_step: str) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalBackend:
+    """Sandboxes made by ``runsc`` on this machine; see the module's text.
+
+    ``slots`` is None to run sandboxes under the caller's own uid (the only way without root).
+    ``private`` are Torpor's own folders, never shown in a sandbox. ``on_step`` is awaited before
+    each of
+    ``STEPS``; tests make it fail or hang.
+    """
+
+    runsc: Path
+    runsc_build: str
+    guest: GuestCode
+    user: User
+    cgroups: Cgroups
+    slots: UidSlots | None
+    private: tuple[str, ...] = ()
+    on_step: Step = field(default=_nothing, repr=False)
+
+    name = "local"
+    STEPS = ("design", "folders", "fifos", "plan", "uid", "cgroups", "spawn", "record", "go")
+    PREPARE_STEPS = STEPS[:4]
+
+    async def prepare(self, spec: SandboxSpec) -> None:
+        layout = Layout(spec.directory)
+        made = False
+        try:
+            await self.on_step("design")
+            designed = self._design(spec)
+            await self.on_step("folders")
+            made = True
+            layout.make_folders()
+            await self.on_step("fifos")
+            layout.make_fifos()
+            await self.on_step("plan")
+            layout.write_plan(designed.plan)
+        except FileExistsError as exc:
+            raise LaunchError(f"sandbox folder {spec.directory} exists already") from exc
+        except BaseException as exc:
+            if made:
+                layout.remove()
+            if isinstance(exc, OSError):
+                raise _disk_error(spec.directory, exc) from exc
+            raise
+
+    async def start(self, spec: SandboxSpec) -> Handle:
+        layout = Layout(spec.directory)
+        undo = AsyncExitStack()
+        undo.push_async_callback(self._free, spec.sandbox_id, spec.directory)
+        try:
+            await self.on_step("uid")
+            uid = self._claim_uid(spec)
+            await self.on_step("cgroups")
+            folders = self._make_cgroups(spec)
+            await self.on_step("spawn")
+            owner = (uid, uid) if self.slots else None
+            processes = [f"{each}/cgroup.procs" for each in folders]
+            async with spawned_runsc(layout.plan, owner, processes) as spawned:
+                await self.on_step("record")
+                handle = self._handle(spec, spawned.pid, uid, folders, spawned.notes)
+                layout.write_record(handle)
+                await self.on_step("go")
+                await spawned.go()
+        except BaseException as exc:
+            await run_to_end(undo.aclose(), within_s=_UNDO_S, name=f"undo {spec.sandbox_id}")
+            if isinstance(exc, OSError):
+                raise _disk_error(spec.directory, exc) from exc
+            raise
+        return handle
+
+    async def exited(self, handle: Handle) -> Exit:
+        await local_process.ended(handle.pid, handle.pid_start)
+        return Exit(self._reason(handle))
+
+    async def destroy(self, sandbox_id: str, directory: Path) -> None:
+        await run_to_end(
+            self._destroy(sandbox_id, directory), within_s=_UNDO_S, name=f"destroy {sandbox_id}"
+        )
+
+    async def alive(self, handle: Handle) -> bool:
+        return local_process.start_ticks(handle.pid) == handle.pid_start
+
+    def _design(self, spec: SandboxSpec) -> Design:
+        sidecars = self.runsc.parent / "gvisor-bin"
+        machine = Machine(
+            runsc=str(self.runsc),
+            runsc_sidecars=str(sidecars) if sidecars.is_dir() else None,
+            cpus=len(os.sched_getaffinity(0)),
+            memory_is_capped="memory" in self.cgroups.controllers,
+        )
+        return design(spec, guest=self.guest, machine=machine, user=self.user, private=self.private)
+
+    def _claim_uid(self, spec: SandboxSpec) -> int:
+        if self.slots is None:
+            return os.geteuid()
+        uid = self.slots.claim(spec.sandbox_id, spec.directory)
+        os.chown(Layout(spec.directory).log, uid, uid)
+        return uid
+
+    def _make_cgroups(self, spec: SandboxSpec) -> tuple[str, ...]:
+        return self.cgroups.make(spec.sandbox_id, spec.template)
+
+    def _handle(
+        self,
+        spec: SandboxSpec,
+        pid: int,
+        uid: int,
+        folders: tuple[str, ...],
+        notes: tuple[str, ...],
+    ) -> Handle:
+        started = local_process.start_ticks(pid)
+        if started is None:
+            raise LaunchError("the sandbox's process died as soon as it was made")
+        granted = self._design(spec).granted
+        return Handle(
+            backend=self.name,
+            sandbox_id=spec.sandbox_id,
+            pid=pid,
+            pid_start=started,
+            runsc=str(self.runsc),
+            runsc_build=self.runsc_build,
+            root=str(spec.directory / "root"),
+            uid=uid,
+            cgroups=folders,
+            directory=str(spec.directory),
+            workspace=granted.mount.path if granted.mount else None,
+            workspace_mode="ro" if notes else granted.mode.value,
+            workspace_reason="; ".join(notes) or granted.reason,
+            memory_bytes=spec.template.memory_bytes,
+        )
+
+    def _reason(self, handle: Handle) -> str | None:
+        if local_cgroups.oom_kills(handle.cgroups):
+            return f"out of memory (limit {_size(handle.memory_bytes)})"
+        tail = Layout(Path(handle.directory)).log_tail()
+        return tail or None
+
+    async def _destroy(self, sandbox_id: str, directory: Path) -> None:
+        await self._free(sandbox_id, directory)
+        try:
+            Layout(directory).remove()
+        except OSError as exc:
+            raise LaunchError(f"cannot remove {directory}: {exc.strerror}") from exc
+
+    async def _free(self, sandbox_id: str, directory: Path) -> None:
+        """Undo ``start``; the directory stays as ``prepare`` left it."""
+        layout = Layout(directory)
+        handle = layout.read_record()
+        if handle and not await local_process.kill(handle.pid, handle.pid_start, within_s=_KILL_S):
+            raise LaunchError(f"sandbox process {handle.pid} does not die", hint="try again")
+        folders = {*self.cgroups.folders(sandbox_id), *(handle.cgroups if handle else ())}
+        stuck = await local_cgroups.remove(sorted(folders))
+        if stuck:
+            raise LaunchError(f"cgroup {stuck[0]} cannot be removed", hint="try again")
+        layout.record.unlink(missing_ok=True)
+        if self.slots is not None:
+            self.slots.release(directory)
+
+
+def _disk_error(directory: Path, exc: OSError) -> LaunchError:
+    hint = "free some space" if exc.errno in (28, 122) else ""
+    return LaunchError(f"cannot make the sandbox in {directory}: {exc.strerror}", hint=hint)
+
+
+def _size(count: int) -> str:
+    unit, name = (GIB, "GiB") if count >= GIB else (MIB, "MiB")
+    return f"{count / unit:.1f} {name}"
+
+
+def make_local_backend(
+    runsc: Path,
+    runsc_build: str,
+    *,
+    private: tuple[Path, ...],
+    home: Path,
+    search_path: str,
+    guest: GuestCode | None = None,
+    slots_folder: Path = Path("/run/torpor/uids"),
+) -> LocalBackend:
+    """Give a backend for this process: root mode where it has the rights, else the user's own uid.
+
+    ``private`` are Torpor's state, runtime, data and configuration folders; ``home`` and
+    ``search_path`` (``PATH``) are the caller's. ``guest`` is the installed one unless a test says so.
+    """
+    superuser = os.geteuid() == 0
+    slots = None
+    if superuser and _has_root_rights(Path("/proc/self/status").read_text()):
+        first, count = uid_range(Path("/proc/self/uid_map").read_text())
+        slots = UidSlots(slots_folder, first, count)
+    return LocalBackend(
+        runsc=runsc.resolve(),
+        runsc_build=runsc_build,
+        guest=guest or installed_guest(),
+        user=User.current(home, search_path),
+        cgroups=find_cgroups(superuser=superuser),
+        slots=slots,
+        private=tuple(str(each) for each in private),
+    )
+
+
+_NEEDED = (0, 1, 6, 7, 18, 21)
+"""CAP_CHOWN, _DAC_OVERRIDE, _SETGID, _SETUID, _SYS_CHROOT, _SYS_ADMIN."""
+
+
+def _has_root_rights(status: str) -> bool:
+    """Tell from ``/proc/self/status`` whether this root may mount and change its uid."""
+    for line in status.splitlines():
+        key, _, value = line.partition(":")
+        if key == "CapEff":
+            effective = int(value, 16)
+            return all(effective >> each & 1 for each in _NEEDED)
+    return False

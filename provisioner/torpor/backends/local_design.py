@@ -1,0 +1,195 @@
+"""Turns a request into a launch plan for this machine: what is bound, granted and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torpor
+from torpor.backends.base import SandboxSpec
+from torpor.backends.local_workspace import Granted, grant_workspace
+from torpor.environment import SYSTEM_FOLDERS, Environment, find_environment
+from torpor.errors import ConfigError
+from torpor.runsc.etc import HOME, USER
+from torpor.runsc.oci import GuestProcess
+from torpor.runsc.plan import (
+    BOOT_FILE,
+    GUEST_FOLDER,
+    LINK_FOLDER,
+    HostFolders,
+    Machine,
+    launch_plan,
+    within,
+)
+
+BOOT_VERSION = 1
+STDERR_TAIL_BYTES = 8192
+BUFFER_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class GuestCode:
+    """Process 1 of a sandbox: its ``argv``, and by place the host ``folders`` it needs."""
+
+    argv: tuple[str, ...]
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+
+def installed_guest() -> GuestCode:
+    """Give the guest that is installed beside this package, run by this very Python."""
+    spec = importlib.util.find_spec("torpor_guest")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("torpor_guest is not installed", hint="reinstall: pip install torpor")
+    folders = {
+        GUEST_FOLDER: str(Path(spec.submodule_search_locations[0])),
+        LINK_FOLDER: str(Path(torpor.__path__[0]) / "link"),
+    }
+    return GuestCode((sys.executable, "-I", "-B", GUEST_FOLDER, BOOT_FILE), folders)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Whom the sandboxes belong to, and whose homes are never shown."""
+
+    home: str
+    homes: tuple[str, ...]
+    search_path: str
+
+    @classmethod
+    def current(cls, home: Path, search_path: str) -> User:
+        """Look up the homes of this machine's people; system accounts have theirs elsewhere."""
+        homes = {each.pw_dir for each in pwd.getpwall() if _is_home(each.pw_dir)}
+        return cls(str(home), tuple(sorted(homes | {str(home)})), search_path)
+
+
+def _is_home(path: str) -> bool:
+    system = ("/usr", "/bin", "/sbin", "/dev", "/proc", "/var", "/run", "/etc", "/nonexistent")
+    return path.startswith("/") and path != "/" and not any(within(path, each) for each in system)
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """The plan for the launcher, and what the workspace became."""
+
+    plan: dict[str, Any]
+    granted: Granted
+
+
+def design(
+    spec: SandboxSpec, *, guest: GuestCode, machine: Machine, user: User, private: tuple[str, ...]
+) -> Design:
+    """Work out everything about a sandbox. Reads the host's files, changes nothing.
+
+    Raises:
+        ConfigError: argv[0] is missing or cannot be shown, or the workspace cannot be read.
+    """
+    environment = find_environment(
+        spec.argv,
+        guest.argv[0],
+        homes=user.homes,
+        home=user.home,
+        search_path=spec.env.get("PATH", user.search_path),
+    )
+    # The host runs this code too: no workspace may make it writable.
+    own_code = tuple(
+        str(Path(each).resolve()) for each in (*torpor.__path__, *guest.folders.values())
+    )
+    granted = grant_workspace(
+        spec.template.workspace,
+        spec.workspace,
+        homes=user.homes,
+        prefixes=environment.prefixes,
+        private=private,
+    )
+    folders = _folders(spec, environment, granted, guest, own_code)
+    plan = launch_plan(
+        sandbox_id=spec.sandbox_id,
+        directory=str(spec.directory),
+        template=spec.template,
+        machine=machine,
+        folders=folders,
+        workspace=granted.mount,
+        process=GuestProcess(argv=guest.argv, env=_guest_env()),
+        boot=_boot(spec, environment, granted, folders),
+    )
+    return Design(plan, granted)
+
+
+def _folders(
+    spec: SandboxSpec,
+    environment: Environment,
+    granted: Granted,
+    guest: GuestCode,
+    own_code: tuple[str, ...],
+) -> HostFolders:
+    system = tuple(
+        each for each in SYSTEM_FOLDERS if os.path.isdir(each) and not os.path.islink(each)
+    )
+    links = {each: os.readlink(each) for each in SYSTEM_FOLDERS if os.path.islink(each)}
+    prefixes = list(environment.prefixes)
+    for each in (*spec.template.read_only, *own_code):
+        inside = granted.mount is not None and within(each, granted.mount.path)
+        wanted = each in spec.template.read_only or inside
+        if wanted and not any(within(each, other) for other in (*system, *prefixes)):
+            prefixes = [other for other in prefixes if not within(other, each)]
+            prefixes.append(each)
+    if granted.mount and spec.workspace:
+        asked = os.path.abspath(spec.workspace)
+        if asked != granted.mount.path and not any(within(asked, each) for each in system):
+            links[asked] = granted.mount.path
+    return HostFolders(
+        system=system,
+        links=links,
+        prefixes=tuple(prefixes),
+        sources=environment.sources,
+        guest=guest.folders,
+    )
+
+
+def _guest_env() -> dict[str, str]:
+    return {"HOME": HOME, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+
+def _boot(
+    spec: SandboxSpec, environment: Environment, granted: Granted, folders: HostFolders
+) -> dict[str, Any]:
+    """Give the guest's ``boot.json``: what to start as soon as it runs."""
+    env = {
+        "HOME": HOME,
+        "USER": USER,
+        "LOGNAME": USER,
+        "SHELL": "/bin/sh",
+        "LANG": "C.UTF-8",
+        "PATH": ":".join(environment.path),
+        **environment.env,
+        **spec.template.env,
+        **spec.env,
+    }
+    shown = (*folders.prefixes, *folders.sources)
+    asked = os.path.realpath(spec.cwd)
+    if granted.mount and within(asked, granted.mount.path):
+        cwd = asked
+    elif any(within(spec.cwd, each) for each in shown):
+        cwd = spec.cwd
+    else:
+        cwd = HOME
+    start = {
+        "argv": [environment.executable, *spec.argv[1:]],
+        "env": env,
+        "cwd": cwd,
+        "start_timeout_s": spec.start_timeout_s,
+        "kernel_name": spec.kernel_name,
+    }
+    return {
+        "version": BOOT_VERSION,
+        "key": spec.key,
+        "start": start,
+        "stderr_tail_bytes": STDERR_TAIL_BYTES,
+        "buffer_bytes": BUFFER_BYTES,
+    }

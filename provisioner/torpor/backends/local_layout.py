@@ -1,0 +1,105 @@
+"""Where one sandbox's files are in its private folder, and writing and removing them.
+
+::
+
+    DIRECTORY/           0700
+        to_guest, from_guest, guest_stderr     the link's FIFOs
+        launch.json      everything the launcher is told (holds the private key and the environment)
+        sandbox.json     the Handle, as soon as there is a process
+        log/             what runsc says: runsc.log, panic.log
+        root/            empty; the launcher builds the sandbox's tree on it in a mount namespace
+        of its own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torpor.backends.base import FROM_GUEST, GUEST_STDERR, TO_GUEST, Handle
+from torpor.errors import SandboxGone
+
+FIFOS = (TO_GUEST, FROM_GUEST, GUEST_STDERR)
+_LOG_TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of one sandbox below ``directory``."""
+
+    directory: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.directory / "launch.json"
+
+    @property
+    def record(self) -> Path:
+        return self.directory / "sandbox.json"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    def make_folders(self) -> None:
+        """Make the directory, its parents and its subfolders; existing ones are an error."""
+        self.directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory.mkdir(mode=0o700)
+        for name in ("log", "root"):
+            (self.directory / name).mkdir(mode=0o700)
+
+    def make_fifos(self) -> None:
+        """Make the three FIFOs, for this user alone."""
+        for name in FIFOS:
+            os.mkfifo(self.directory / name, 0o600)
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Write ``launch.json``."""
+        _write_json(self.plan, plan)
+
+    def write_record(self, handle: Handle) -> None:
+        """Write ``sandbox.json``, at once or not at all."""
+        draft = self.record.with_suffix(".new")
+        _write_json(draft, handle.to_json())
+        os.replace(draft, self.record)
+
+    def read_record(self) -> Handle | None:
+        """Give the Handle of the last start; None when there was none or it cannot be read."""
+        try:
+            return Handle.from_json(json.loads(self.record.read_bytes()))
+        except (OSError, ValueError, SandboxGone):
+            return None
+
+    def log_tail(self) -> str:
+        """Give the last words of runsc, a crash of gVisor first; "" when it had nothing to say."""
+        return _tail(self.log / "panic.log") or _tail(self.log / "runsc.log")
+
+    def remove(self) -> None:
+        """Remove the directory and all in it; nothing there is fine."""
+        shutil.rmtree(self.directory, onerror=_unless_missing)
+
+
+def _unless_missing(_call: object, _path: object, error: tuple[Any, BaseException, Any]) -> None:
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,91 @@
+"""Names, watches and ends a process by pid and start time, a child of ours or not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+_STATE_FIELD = 0
+_START_FIELD = 19
+_GONE = ("Z", "X", "x")
+
+
+def start_ticks(pid: int) -> int | None:
+    """Give when ``pid`` started, in clock ticks since boot; None when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before may hold anything
+    return None if fields[_STATE_FIELD] in _GONE else int(fields[_START_FIELD])
+
+
+async def ended(pid: int, started: int) -> None:
+    """Return when that very process is gone. Cancelling leaves nothing behind."""
+    fd = _open(pid, started)
+    if fd is None:
+        return
+    try:
+        await _readable(fd)
+    finally:
+        os.close(fd)
+    reap(pid)
+
+
+async def kill(pid: int, started: int, *, within_s: float) -> bool:
+    """Kill that very process and wait until it is gone; False when it was not in ``within_s``."""
+    fd = _open(pid, started)
+    if fd is None:
+        return True
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        async with asyncio.timeout(within_s):
+            await _readable(fd)
+    except TimeoutError:
+        return False
+    finally:
+        os.close(fd)
+    reap(pid)
+    return True
+
+
+def reap(pid: int) -> None:
+    """Collect a dead child of ours; a stranger, or one that lives, is left alone."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _open(pid: int, started: int) -> int | None:
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    # Only now does the pid surely stay the same process's.
+    if start_ticks(pid) != started:
+        os.close(fd)
+        reap(pid)
+        return None
+    return fd
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    gone: asyncio.Future[None] = loop.create_future()
+
+    def report() -> None:
+        loop.remove_reader(fd)
+        if not gone.done():
+            gone.set_result(None)
+
+    if select.select([fd], [], [], 0)[0]:
+        return
+    loop.add_reader(fd, report)
+    try:
+        await gone
+    finally:
+        loop.remove_reader(fd)

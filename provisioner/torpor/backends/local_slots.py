@@ -1,0 +1,105 @@
+"""Private host uids, one per sandbox, claimed so that no crash loses or doubles one.
+
+A slot is a file named after its uid whose text is the sandbox's directory. Creating it claims the
+uid. Whoever finds a slot whose directory is gone may take it over, so a slot needs no other
+upkeep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.errors import LaunchError
+
+
+@dataclass(frozen=True, slots=True)
+class UidSlots:
+    """``count`` uids from ``first`` on, shared by all daemons of root through ``folder``."""
+
+    folder: Path
+    first: int
+    count: int
+
+    def claim(self, sandbox_id: str, directory: Path) -> int:
+        """Give a uid that no other living sandbox has. Claiming again gives the same one.
+
+        Raises:
+            LaunchError: all are taken, or the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            held = self.held_by(directory)
+            if held is not None:
+                return held
+            # Start somewhere else each time, so that a uid is not reused soon.
+            start = int.from_bytes(hashlib.sha256(sandbox_id.encode()).digest()[:8], "big")
+            for step in range(self.count):
+                uid = self.first + (start + step) % self.count
+                if self._take(uid, directory):
+                    return uid
+        except OSError as exc:
+            raise LaunchError(f"cannot claim a uid in {self.folder}: {exc.strerror}") from exc
+        raise LaunchError(f"all {self.count} sandbox uids are in use", hint="stop some kernels")
+
+    def release(self, directory: Path) -> None:
+        """Give back what ``directory`` holds; nothing held is fine."""
+        uid = self.held_by(directory)
+        if uid is not None:
+            (self.folder / str(uid)).unlink(missing_ok=True)
+
+    def held_by(self, directory: Path) -> int | None:
+        """Give the uid that ``directory`` holds."""
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return None
+        for name in names:
+            if name.isdigit() and self._holder(int(name)) == str(directory):
+                return int(name)
+        return None
+
+    def _take(self, uid: int, directory: Path) -> bool:
+        path = self.folder / str(uid)
+        # A link appears with its text or not at all: nobody sees a slot without its holder.
+        draft = self.folder / f".{os.getpid()}.{uid}"
+        draft.write_text(str(directory))
+        try:
+            for _ in range(2):
+                try:
+                    os.link(draft, path)
+                    return True
+                except FileExistsError:
+                    holder = self._holder(uid)
+                    if holder is not None and os.path.isdir(holder):
+                        return False
+                    path.unlink(missing_ok=True)
+        finally:
+            draft.unlink(missing_ok=True)
+        return False
+
+    def _holder(self, uid: int) -> str | None:
+        with suppress(OSError, UnicodeDecodeError):
+            return (self.folder / str(uid)).read_text()
+        return None
+
+
+_UNUSED_FIRST = 0x70000000
+_UNUSED_COUNT = 65536
+"""From the end of systemd-nspawn's uids on, nothing claims host uids (systemd's UIDS-GIDS.md)."""
+
+
+def uid_range(uid_map: str) -> tuple[int, int]:
+    """Give (first, count) of the uids to use, from the text of ``/proc/self/uid_map``.
+
+    In a user namespace that does not reach so far, the upper half of its largest range.
+    """
+    ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines() if line.strip()]
+    first, length = max(((inside, size) for inside, _, size in ranges), key=lambda each: each[1])
+    if first <= _UNUSED_FIRST and first + length >= _UNUSED_FIRST + _UNUSED_COUNT:
+        return _UNUSED_FIRST, _UNUSED_COUNT
+    half = length // 2
+    return first + length - half, half

@@ -1,0 +1,256 @@
+"""Everything the launcher is told about one sandbox: the tree of files, the bundle, runsc's argv.
+Pure.
+
+`launch_plan` gives the JSON object that `torpor.runsc.launcher` reads. What the sandbox sees is
+the tree's
+``/rootfs``: the host's system folders and the environments bound read-only beside generated files,
+so that gVisor reaches all of it through one cached mount. Only what lies in a place that something
+writable covers (the private home, ``/tmp``, the workspace) becomes a mount of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torpor.runsc.etc import HOME, HOST_PIECES, etc_files
+from torpor.runsc.oci import ROOTFS, FolderMount, GuestProcess, oci_config
+from torpor.template import Template, WorkspaceMode
+
+PLAN_VERSION = 1
+BOOT_FILE = "/run/torpor/boot.json"
+GUEST_FOLDER = "/opt/torpor/torpor_guest"
+LINK_FOLDER = "/opt/torpor/torpor/link"
+
+_BUNDLE = "/bundle"
+_LOG = "/log"
+_STATE = "/run/runsc"
+_RUNSC = "/runsc"
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_COVERED = (HOME, "/tmp", "/dev", "/proc", "/sys")
+OOM_SCORE_ADJ = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkspaceMount:
+    """The user's folder as the sandbox will really see it; not made at all for mode none."""
+
+    path: str
+    mode: WorkspaceMode
+    hidden: tuple[str, ...] = ()
+    """Folders below ``path`` that the sandbox must not see: Torpor's own state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFolders:
+    """Folders of the host that go into the sandbox read-only, all absolute, none inside another.
+
+    ``system`` as they are, with the links among them in ``links``; ``prefixes`` even inside the
+    workspace;
+    ``sources`` only where the workspace does not show them.
+    """
+
+    system: tuple[str, ...]
+    links: Mapping[str, str] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    guest: Mapping[str, str] = field(default_factory=dict)
+    """Place in the sandbox to host folder: the guest's own code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the host offers."""
+
+    runsc: str
+    runsc_sidecars: str | None
+    cpus: int
+    memory_is_capped: bool
+
+
+def launch_plan(
+    *,
+    sandbox_id: str,
+    directory: str,
+    template: Template,
+    machine: Machine,
+    folders: HostFolders,
+    workspace: WorkspaceMount | None,
+    process: GuestProcess,
+    boot: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Give the object of ``launch.json``; ``boot`` is the guest's ``boot.json``."""
+    mounts = _folder_mounts(folders, workspace)
+    in_root, _ = _split(folders, workspace)
+    config = oci_config(
+        template,
+        process,
+        mounts,
+        workspace.hidden if workspace else (),
+        cpus=machine.cpus,
+        memory_is_capped=machine.memory_is_capped,
+    )
+    tree = [
+        *_base_tree(machine, f"{directory}/log"),
+        *_rootfs_tree(folders, in_root, boot),
+        *({"do": "point", "at": ROOTFS + each.at} for each in mounts),
+        *_mount_sources(mounts, workspace),
+        _file(f"{_BUNDLE}/config.json", json.dumps(config), 0o400),
+    ]
+    overlay = workspace is not None and workspace.mode is WorkspaceMode.OVERLAY
+    return {
+        "version": PLAN_VERSION,
+        "sandbox_id": sandbox_id,
+        "build_at": f"{directory}/root",
+        "stdio": [f"{directory}/{name}" for name in ("to_guest", "from_guest", "guest_stderr")],
+        "tree": tree,
+        "argv": runsc_argv(sandbox_id, overlay_bytes=template.tmp_bytes if overlay else None),
+        "env": {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "TMPDIR": "/tmp"},
+        "oom_score_adj": OOM_SCORE_ADJ,
+    }
+
+
+def runsc_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
+    """Give the command line that the launcher becomes, with paths of its own tree."""
+    overlay = "none" if overlay_bytes is None else f"all:memory,size={overlay_bytes}"
+    return [
+        f"{_RUNSC}/runsc",
+        f"--root={_STATE}",
+        f"--log={_LOG}/runsc.log",
+        f"--panic-log={_LOG}/panic.log",
+        "--platform=systrap",
+        "--network=none",
+        # The launcher has already put it into cgroups and an empty network namespace.
+        "--ignore-cgroups",
+        "--host-uds=none",
+        "--host-fifo=none",
+        "--oci-seccomp",
+        "--net-raw=false",
+        f"--overlay2={overlay}",
+        "--file-access=exclusive",
+        "--file-access-mounts=shared",
+        "--gvisor-marker-file",
+        "run",
+        f"--bundle={_BUNDLE}",
+        sandbox_id,
+    ]
+
+
+def _split(folders: HostFolders, workspace: WorkspaceMount | None) -> tuple[list[str], list[str]]:
+    """Divide the read-only folders: inside the root file system, and mounts of their own."""
+    covers = (*_COVERED, *((workspace.path,) if workspace else ()))
+    wanted = [
+        *folders.prefixes,
+        *(each for each in folders.sources if not workspace or not within(each, workspace.path)),
+    ]
+    in_root = [each for each in wanted if not any(within(each, cover) for cover in covers)]
+    return in_root, [each for each in wanted if each not in in_root]
+
+
+def _folder_mounts(folders: HostFolders, workspace: WorkspaceMount | None) -> list[FolderMount]:
+    _, apart = _split(folders, workspace)
+    mounts = [
+        FolderMount(f"f{number}", f"/m/f{number}", each, read_only=True, live=False)
+        for number, each in enumerate(apart)
+    ]
+    if workspace:
+        read_only = workspace.mode is WorkspaceMode.READ_ONLY
+        mounts.append(
+            FolderMount("workspace", "/m/workspace", workspace.path, read_only=read_only, live=True)
+        )
+    # A folder is mounted after those it lies in.
+    return sorted(mounts, key=lambda each: each.at.count("/"))
+
+
+def _base_tree(machine: Machine, log: str) -> list[dict[str, Any]]:
+    """Give what runsc itself needs around it."""
+    sidecars = machine.runsc_sidecars
+    return [
+        *(_directory(each) for each in ("/proc", "/dev", "/etc", "/m", _BUNDLE, ROOTFS)),
+        *(_bind(f"/dev/{each}", f"/dev/{each}", device=True, read_only=False) for each in _DEVICES),
+        _bind("/etc/localtime", "/etc/localtime", optional=True),
+        {"do": "tmpfs", "at": _STATE, "options": "mode=0700,size=4m", "mine": True},
+        # Where gVisor builds the empty root of its own process.
+        {"do": "tmpfs", "at": "/tmp", "options": "mode=0700,size=4m", "mine": True},
+        _bind(machine.runsc, f"{_RUNSC}/runsc", as_owner=True),
+        *([_bind(sidecars, f"{_RUNSC}/gvisor-bin", as_owner=True)] if sidecars else []),
+        _bind(log, _LOG, read_only=False),
+    ]
+
+
+def _rootfs_tree(
+    folders: HostFolders, in_root: Sequence[str], boot: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    points = (
+        "/proc",
+        "/sys",
+        "/dev",
+        "/dev/shm",
+        "/tmp",
+        HOME,
+        "/etc",
+        "/run",
+        "/var",
+        "/opt",
+        "/mnt",
+    )
+    return [
+        *(_directory(ROOTFS + each) for each in points),
+        {"do": "symlink", "at": f"{ROOTFS}/var/tmp", "to": "/tmp"},
+        {"do": "symlink", "at": f"{ROOTFS}/var/run", "to": "/run"},
+        {"do": "symlink", "at": f"{ROOTFS}/etc/mtab", "to": "/proc/self/mounts"},
+        *({"do": "symlink", "at": ROOTFS + at, "to": to} for at, to in folders.links.items()),
+        *(_bind(each, ROOTFS + each) for each in folders.system),
+        *(_bind(each, ROOTFS + each, optional=True) for each in HOST_PIECES),
+        *(_file(ROOTFS + at, text, 0o644) for at, text in etc_files().items()),
+        *(_bind(each, ROOTFS + each, as_owner=True) for each in in_root),
+        *(_bind(source, ROOTFS + at, as_owner=True) for at, source in folders.guest.items()),
+        _file(ROOTFS + BOOT_FILE, json.dumps(boot), 0o400),
+    ]
+
+
+def _mount_sources(
+    mounts: Iterable[FolderMount], workspace: WorkspaceMount | None
+) -> list[dict[str, Any]]:
+    entries = []
+    for each in mounts:
+        # The host enforces what the mode says, whatever gVisor believes: an overlay never writes
+        # below.
+        overlaid = (
+            each.name == "workspace"
+            and workspace is not None
+            and workspace.mode is WorkspaceMode.OVERLAY
+        )
+        entries.append(
+            _bind(each.at, each.source, as_owner=True, read_only=each.read_only or overlaid)
+        )
+    return entries
+
+
+def _directory(at: str, mode: int = 0o755) -> dict[str, Any]:
+    return {"do": "directory", "at": at, "mode": mode}
+
+
+def _file(at: str, text: str, mode: int) -> dict[str, Any]:
+    return {"do": "file", "at": at, "text": text, "mode": mode, "mine": mode == 0o400}
+
+
+def _bind(
+    source: str,
+    at: str,
+    *,
+    read_only: bool = True,
+    as_owner: bool = False,
+    device: bool = False,
+    optional: bool = False,
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"do": "bind", "from": source, "at": at, "read_only": read_only}
+    chosen = {"as_owner": as_owner, "device": device, "optional": optional}
+    return entry | {name: True for name, value in chosen.items() if value}
+
+
+def within(path: str, folder: str) -> bool:
+    """Tell whether ``path`` is ``folder`` or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
