@@ -219,7 +219,7 @@ def make_local_backend(
     """Give a backend for this process: root mode where it has the rights, else the user's own uid.
 
     ``private`` are Torpor's state, runtime, data and configuration folders; ``home`` and
-    ``search_path`` (``PATH``) are the caller's. ``guest`` is the installed one unless a test says so.
+    ``search_path`` (``PATH``) are the caller's. ``guest`` is the installed one unless given.
     """
     superuser = os.geteuid() == 0
     slots = None
