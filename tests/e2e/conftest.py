@@ -83,7 +83,7 @@ def torpor_env() -> Iterator[Path]:
             shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.fixture()
+@pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """An empty folder to be a kernel's working directory."""
     folder = tmp_path / "ws"
@@ -112,7 +112,7 @@ def stop(km: KernelManager, kc: BlockingKernelClient) -> None:
     kc.context.destroy(linger=0) if not kc.context.closed else None
 
 
-@pytest.fixture()
+@pytest.fixture
 def manager_and_client(
     torpor_env: Path, workspace: Path
 ) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
@@ -141,13 +141,13 @@ def shared(
         km.shutdown_kernel(now=True)
 
 
-@pytest.fixture()
+@pytest.fixture
 def kc(shared: tuple[KernelManager, BlockingKernelClient]) -> BlockingKernelClient:
     """The client of the module's shared kernel."""
     return shared[1]
 
 
-@pytest.fixture()
+@pytest.fixture
 def km(shared: tuple[KernelManager, BlockingKernelClient]) -> KernelManager:
     """The manager of the module's shared kernel."""
     return shared[0]

@@ -36,7 +36,7 @@ def outcome(text: str) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def scene(
     torpor_env: Path,
-    tmp_path_factory: pytest.TempPathFactory,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[dict[str, object], BlockingKernelClient]]:
     """Targets on the host, a sandboxed neighbour that offers its own, and the kernel that probes."""
     with ExitStack() as stack:

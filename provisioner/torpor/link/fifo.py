@@ -7,6 +7,7 @@ same five methods can carry a link.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Sequence
@@ -27,10 +28,9 @@ class FifoStream:
         self._write_fd = write_fd
         for fd in (read_fd, write_fd):
             os.set_blocking(fd, False)
-            try:
+            # not a pipe here (gVisor, a socket), or over the user's quota: only slower
+            with contextlib.suppress(OSError):
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            except OSError:
-                pass  # not a pipe here (gVisor, a socket) or over the user's quota: only slower
 
     @classmethod
     def open(cls, read_path: str | Path, write_path: str | Path) -> FifoStream:

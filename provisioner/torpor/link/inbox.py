@@ -69,10 +69,10 @@ class Inbox:
         """Check the length table at the head of ``payload``; give where the parts start."""
         if len(payload) < _U32.size:
             raise self._error("no length table")
-        (count,) = _U32.unpack_from(payload)
+        count: int = _U32.unpack_from(payload)[0]
         if count > self._limits.max_parts:
             raise self._error(f"{count} parts, at most {self._limits.max_parts}")
-        start = _U32.size * (count + 1)
+        start: int = _U32.size * (count + 1)
         if len(payload) < start:
             raise self._error(f"length table of {count} parts cut short")
         self._sizes = struct.unpack_from(f">{count}I", payload, _U32.size)

@@ -41,6 +41,7 @@ class LinkState(enum.Enum):
 
 
 _MIB = 1 << 20
+_WIDE = frozenset({Channel.SHELL, Channel.IOPUB})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,6 @@ class Limits:
             }
         )
     )
-
-
-_WIDE = frozenset({Channel.SHELL, Channel.IOPUB})
 
 
 @dataclass(frozen=True, slots=True)
