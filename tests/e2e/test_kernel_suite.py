@@ -7,7 +7,7 @@ from pathlib import Path
 import jupyter_kernel_test as jkt
 import pytest
 
-from tests.e2e.conftest import KERNEL
+from tests.home import KERNEL
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
 

@@ -68,9 +68,8 @@ def serve(family: int, kind: int, address: object, stack: ExitStack) -> int:
     return int(name[1]) if isinstance(name, tuple) else 0
 
 
-def build(stack: ExitStack, home: Path, workspace: Path) -> dict[str, object]:
+def build(stack: ExitStack, home: Path, workspace: Path, interface: str) -> dict[str, object]:
     """Set the scene and give the arguments of the probes."""
-    interface = enter_private_network(stack)
     secret = secrets.token_hex(16)
     outside = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tp-outside-")))
     outside.chmod(0o755)

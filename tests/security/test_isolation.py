@@ -14,9 +14,9 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 
 from tests.e2e.cells import run
-from tests.e2e.conftest import start, torpor_env  # noqa: F401
+from tests.home import start, torpor_home
 from tests.security.probes import ALL, Probe
-from tests.security.scene import NEIGHBOUR, build
+from tests.security.scene import NEIGHBOUR, build, enter_private_network
 
 pytestmark = [
     pytest.mark.runsc,
@@ -35,13 +35,14 @@ def outcome(text: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def scene(
-    torpor_env: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[dict[str, object], BlockingKernelClient]]:
     """Targets on the host, a sandboxed neighbour that offers its own, and the kernel that probes."""
     with ExitStack() as stack:
         workspace = tmp_path_factory.mktemp("probe-ws")
-        arguments = build(stack, torpor_env, workspace)
+        interface = enter_private_network(stack)
+        home = stack.enter_context(torpor_home())  # its daemon lives in the same private network
+        arguments = build(stack, home, workspace, interface)
         for folder in (tmp_path_factory.mktemp("neighbour-ws"), workspace):
             km, kc = start(folder)
             stack.callback(km.shutdown_kernel, now=True)
