@@ -1,0 +1,1 @@
+"""The stable Jupyter endpoints of every kernel of a user, in one process of their own."""

@@ -1,0 +1,54 @@
+"""Whether a kernel is busy, and since when: read off its iopub as jupyter_server does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from torpor.bridge.messages import (
+    MAX_HEADER_BYTES,
+    MAX_STATUS_BYTES,
+    PRESENCE,
+    STATES,
+    Malformed,
+    parse_object,
+)
+from torpor.bridge.signing import Part
+
+
+class Activity:
+    """State and last activity of one kernel; what merely looked at it changes neither."""
+
+    __slots__ = ("last_s", "state")
+
+    def __init__(self) -> None:
+        self.state = "starting"
+        self.last_s = time.time()
+
+    def starting(self) -> None:
+        """A (new) kernel process is being started, or the old one is gone."""
+        self.state = "starting"
+        self.last_s = time.time()
+
+    def ready(self) -> None:
+        """The kernel has answered; it is idle unless it said otherwise."""
+        if self.state == "starting":
+            self.state = "idle"
+
+    def observe(self, kind: str, body: Sequence[Part]) -> None:
+        """Take note of one iopub message: its type and its four unchecked JSON parts."""
+        if kind != "status":
+            self.last_s = time.time()
+            return
+        try:
+            state = parse_object(body[3], MAX_STATUS_BYTES).get("execution_state")
+            cause = parse_object(body[1], MAX_HEADER_BYTES).get("msg_type")
+        except Malformed:
+            return
+        if not isinstance(state, str) or state not in STATES:
+            return
+        if cause not in PRESENCE if isinstance(cause, str) else True:
+            self.state = state
+            self.last_s = time.time()
+        elif self.state == "starting" and state != "starting":
+            self.state = "idle"

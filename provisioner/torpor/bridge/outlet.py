@@ -1,0 +1,239 @@
+"""From a kernel to its clients: one outlet per endpoint, which never blocks and never piles up.
+
+What a client does not take, libzmq queues (1,000 messages for each client), and when that is full:
+
+* the outlet waits for the slow client, up to ``PATIENCE_S``; the link's credit then holds the rest
+  back in the guest, so a client that was only busy for a moment loses nothing, where a bare kernel
+  would drop;
+* after that the client counts as stuck: it alone loses what it has no room for, and nobody waits
+  for it again until its queue has moved. Others are delayed at most once per emptied queue;
+* large frames wait in the same way while ``InFlight`` is full, and are dropped after
+  ``LARGE_PATIENCE_S``.
+
+A message is finished (acknowledged on the link) only after libzmq has taken it or it was dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from torpor.bridge.counters import Counters
+from torpor.bridge.inflight import InFlight, large_bytes
+from torpor.bridge.reactor import Owner, Reactor
+from torpor.bridge.signing import Part
+from torpor.bridge.sockets import Socket, send, send_shared
+from torpor.link import Message
+
+PATIENCE_S = 1.0
+LARGE_PATIENCE_S = 10.0
+RETRY_S = 0.005
+
+
+class Outlet:
+    """One endpoint's sending side. Subclasses say what a full or unknown receiver means."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        owner: Owner,
+        socket: Socket,
+        counters: Counters,
+        in_flight: InFlight,
+        finished: Callable[[Message], None],
+    ) -> None:
+        self._reactor = reactor
+        self._owner = owner
+        self._socket = socket
+        self._counters = counters
+        self._in_flight = in_flight
+        self._finished = finished
+        self._held: deque[tuple[Sequence[Part], Message]] = deque()
+        self._held_since = 0.0
+        self._ticking = False
+        self._choked = False
+        self.recheck: Callable[[], None] | None = None  # reads the socket's events after late sends
+
+    @property
+    def holding(self) -> bool:
+        """Whether something waits to be sent."""
+        return bool(self._held)
+
+    def offer(self, parts: Sequence[Part], message: Message) -> None:
+        """Send ``parts`` now or as soon as it can be; ``finished(message)`` is called then."""
+        if not self._held and self._push(parts, waited_s=0.0):
+            self._finished(message)
+            return
+        if not self._held:
+            self._held_since = time.monotonic()
+        self._held.append((parts, message))
+        self._tick_later()
+
+    def skip(self, message: Message) -> None:
+        """Finish a message that is not sent at all, in its turn: acknowledgements keep the order."""
+        if self._held:
+            self._held.append(((), message))
+        else:
+            self._finished(message)
+
+    def retry(self) -> None:
+        """Send what is held, as far as it goes."""
+        now = time.monotonic()
+        while self._held:
+            parts, message = self._held[0]
+            if parts and not self._push(parts, waited_s=now - self._held_since):
+                return
+            self._held.popleft()
+            self._held_since = now
+            self._finished(message)
+
+    def abandon(self) -> None:
+        """Forget what is held (the link it came from is gone)."""
+        self._held.clear()
+
+    def _push(self, parts: Sequence[Part], waited_s: float) -> bool:
+        """Send or drop; False means "not yet", and is never said for ever."""
+        large = large_bytes(parts)
+        if not large:
+            return self._try(parts, waited_s)
+        if self._in_flight.admits(large):
+            self._choked = False
+            return self._try_large(parts, large, waited_s)
+        if not self._choked and waited_s < LARGE_PATIENCE_S:
+            return False
+        self._choked = True
+        self._counters.dropped["to_client.too_much_unsent"] += 1
+        return True
+
+    def _try(self, parts: Sequence[Part], waited_s: float) -> bool:
+        try:
+            send(self._socket, parts)
+        except zmq.ZMQError as exc:
+            return self._refused(exc, parts, waited_s)
+        self._accepted(parts)
+        return True
+
+    def _try_large(self, parts: Sequence[Part], large: int, waited_s: float) -> bool:
+        try:
+            trackers = send_shared(self._socket, parts)
+        except zmq.ZMQError as exc:
+            return self._refused(exc, parts, waited_s)
+        self._in_flight.add(trackers, large)
+        self._accepted(parts)
+        return True
+
+    def _accepted(self, parts: Sequence[Part]) -> None:
+        """Note that the receivers of ``parts`` have room."""
+
+    def _refused(self, exc: zmq.ZMQError, parts: Sequence[Part], waited_s: float) -> bool:
+        raise NotImplementedError
+
+    def _tick_later(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._reactor.later(RETRY_S, self._owner, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        if self._socket.closed:
+            return
+        self.retry()
+        if self._held:
+            self._tick_later()
+        if self.recheck is not None:
+            self.recheck()
+
+
+class ReplyOutlet(Outlet):
+    """Replies and input requests: a ROUTER, every message has one receiver, by identity."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        owner: Owner,
+        socket: Socket,
+        counters: Counters,
+        in_flight: InFlight,
+        finished: Callable[[Message], None],
+    ) -> None:
+        super().__init__(reactor, owner, socket, counters, in_flight, finished)
+        self._stuck: set[bytes] = set()
+        self._expect_until = 0.0
+
+    def expect_clients(self, within_s: float) -> None:
+        """For ``within_s`` from now, hold replies for clients that are not connected.
+
+        After a killed bridge came back, its clients do too, within fractions of a second. While one
+        is missing, replies for the others wait with it: order on the link is kept.
+        """
+        self._expect_until = time.monotonic() + within_s
+
+    def _accepted(self, parts: Sequence[Part]) -> None:
+        if self._stuck:
+            self._stuck.discard(bytes(parts[0]))
+
+    def _refused(self, exc: zmq.ZMQError, parts: Sequence[Part], waited_s: float) -> bool:
+        if exc.errno == errno.EAGAIN:
+            identity = bytes(parts[0])
+            if identity not in self._stuck:
+                if waited_s < PATIENCE_S:
+                    return False
+                self._stuck.add(identity)
+            self._counters.dropped["to_client.stuck"] += 1
+            return True
+        if exc.errno == errno.EHOSTUNREACH:
+            if self._expect_until and time.monotonic() < self._expect_until:
+                return False
+            self._expect_until = 0.0
+            self._stuck.discard(bytes(parts[0]))
+            self._counters.dropped["to_client.gone"] += 1
+            return True
+        self._counters.dropped["to_client.refused"] += 1
+        return True
+
+
+class PublishOutlet(Outlet):
+    """Output for everybody: an XPUB that reports a full subscriber (``NODROP``)."""
+
+    _lossy = False
+    _closed_until = 0.0
+
+    def wait_for_subscribers(self, within_s: float) -> None:
+        """Hold everything until ``subscribers_are_back`` or, at the latest, for ``within_s``."""
+        self._closed_until = time.monotonic() + within_s
+
+    def subscribers_are_back(self) -> None:
+        """End the wait."""
+        self._closed_until = 0.0
+        self.retry()
+
+    def _push(self, parts: Sequence[Part], waited_s: float) -> bool:
+        if self._closed_until:
+            if time.monotonic() < self._closed_until:
+                return False
+            self._closed_until = 0.0
+        return super()._push(parts, waited_s)
+
+    def _accepted(self, parts: Sequence[Part]) -> None:
+        self._lossy = False
+
+    def _refused(self, exc: zmq.ZMQError, parts: Sequence[Part], waited_s: float) -> bool:
+        if exc.errno != errno.EAGAIN:
+            self._counters.dropped["to_client.refused"] += 1
+            return True
+        if not self._lossy and waited_s < PATIENCE_S:
+            return False
+        self._lossy = True
+        self._counters.dropped["to_client.stuck"] += 1
+        self._socket.set(zmq.XPUB_NODROP, 0)
+        with contextlib.suppress(zmq.ZMQError):
+            trackers = send_shared(self._socket, parts)
+            if trackers:
+                self._in_flight.add(trackers, large_bytes(parts))
+        self._socket.set(zmq.XPUB_NODROP, 1)
+        return True

@@ -1,0 +1,178 @@
+"""What is said on the bridge's control socket, parsed once into values.
+
+JSON lines both ways. A request, its two possible answers, and what comes unasked::
+
+    {"id": 7, "op": "open", "kernel_id": "…", …}
+    {"id": 7, "ok": true, "result": {…}}
+    {"id": 7, "ok": false, "error": {"code": "bind", "message": "…"}}
+    {"event": "guest", "kernel_id": "…", "body": {…}}
+
+Codes: ``bad_request unknown_op unknown_kernel exists bind fifo link timeout busy internal``, and
+those of the guest, passed on as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torpor._version import __version__
+
+VERSION = __version__
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+MAX_LINE_BYTES = 4 << 20
+EXIT_ALREADY_RUNNING = 3
+_KERNEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_CURVE_KEY_CHARS = 40  # a Z85 key
+_MAX_IPC_PATH = 100  # a socket address holds 107 bytes; "-NNNNN" comes on top
+
+
+class RequestError(Exception):
+    """A request that cannot be served; becomes an ``ok: false`` answer and changes nothing."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSide:
+    """The connection file of a kernel's clients. A port of 0 means "choose one"."""
+
+    transport: Literal["tcp", "ipc"]
+    ip: str
+    ports: Mapping[str, int]
+    signature_scheme: str
+    key: bytes = field(repr=False)
+    curve_publickey: bytes | None = None
+    curve_secretkey: bytes | None = field(default=None, repr=False)
+
+    def address(self, channel: str, port: int) -> str:
+        """Give the ZMQ address of one endpoint, as jupyter_client forms it."""
+        separator = ":" if self.transport == "tcp" else "-"
+        return f"{self.transport}://{self.ip}{separator}{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fifos:
+    """The three named pipes of one sandbox, made by its backend: absolute paths."""
+
+    to_guest: Path
+    from_guest: Path
+    guest_stderr: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """Everything needed to serve one kernel."""
+
+    kernel_id: str
+    client: ClientSide
+    fifos: Fifos
+    resume: bool
+    guest_key: bytes = field(repr=False)
+
+
+def parse_open(request: Mapping[str, Any]) -> OpenRequest:
+    """Read an ``open`` request.
+
+    Raises:
+        RequestError: with code ``bad_request`` and the offending field in the message.
+    """
+    client = request.get("client")
+    if not isinstance(client, Mapping):
+        raise _bad("client must be an object")
+    return OpenRequest(
+        kernel_id=parse_kernel_id(request),
+        client=_parse_client(client),
+        fifos=parse_fifos(request),
+        resume=bool(request.get("resume", False)),
+        guest_key=_text(request, "guest_key").encode(),
+    )
+
+
+def parse_kernel_id(request: Mapping[str, Any]) -> str:
+    """Read ``kernel_id``: it becomes part of a file name, so only letters, digits, ``_ . -``."""
+    kernel_id = _text(request, "kernel_id")
+    if not _KERNEL_ID.fullmatch(kernel_id):
+        raise _bad(f"kernel_id {kernel_id[:130]!r} is not a plain name")
+    return kernel_id
+
+
+def parse_fifos(request: Mapping[str, Any]) -> Fifos:
+    """Read the paths ``fifo_in`` (host to guest), ``fifo_out`` and, optionally, ``fifo_err``."""
+    error_path = request.get("fifo_err")
+    return Fifos(
+        to_guest=_path(request, "fifo_in"),
+        from_guest=_path(request, "fifo_out"),
+        guest_stderr=_path(request, "fifo_err") if error_path else None,
+    )
+
+
+def parse_number(request: Mapping[str, Any], name: str, default: float, most: float) -> float:
+    """Read a number of seconds in ``(0, most]``."""
+    value = request.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise _bad(f"{name} must be a number above 0 and at most {most}")
+    return float(value)
+
+
+def _parse_client(client: Mapping[str, Any]) -> ClientSide:
+    transport = client.get("transport")
+    if transport not in ("tcp", "ipc"):
+        raise _bad(f"client.transport must be tcp or ipc, not {transport!r}")
+    ip = _text(client, "ip")
+    if transport == "ipc" and (not ip.startswith("/") or len(ip.encode()) > _MAX_IPC_PATH):
+        raise _bad(f"client.ip must be an absolute path of at most {_MAX_IPC_PATH} bytes for ipc")
+    given = client.get("ports")
+    ports = {name: _port(given, name) for name in CHANNELS}
+    public, secret = _curve(client, "curve_publickey"), _curve(client, "curve_secretkey")
+    if (public is None) != (secret is None):
+        raise _bad("client needs both curve keys or none")
+    return ClientSide(
+        transport="tcp" if transport == "tcp" else "ipc",
+        ip=ip,
+        ports=ports,
+        signature_scheme=_text(client, "signature_scheme") or "hmac-sha256",
+        key=_text(client, "key").encode(),
+        curve_publickey=public,
+        curve_secretkey=secret,
+    )
+
+
+def _port(ports: object, name: str) -> int:
+    port = ports.get(name, 0) if isinstance(ports, Mapping) else None
+    if type(port) is not int or not 0 <= port <= 65_535:
+        raise _bad(f"client.ports.{name} must be 0 to 65535")
+    return port
+
+
+def _curve(client: Mapping[str, Any], name: str) -> bytes | None:
+    if client.get(name) is None:
+        return None
+    key = _text(client, name).encode()
+    if len(key) != _CURVE_KEY_CHARS:
+        raise _bad(f"client.{name} must be a Z85 key of {_CURVE_KEY_CHARS} characters")
+    return key
+
+
+def _path(source: Mapping[str, Any], name: str) -> Path:
+    path = Path(_text(source, name))
+    if not path.is_absolute():
+        raise _bad(f"{name} must be an absolute path")
+    return path
+
+
+def _text(source: Mapping[str, Any], name: str) -> str:
+    value = source.get(name)
+    if not isinstance(value, str) or "\0" in value:
+        raise _bad(f"{name} must be a text")
+    return value
+
+
+def _bad(message: str) -> RequestError:
+    return RequestError("bad_request", message)

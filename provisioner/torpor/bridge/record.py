@@ -1,0 +1,100 @@
+"""What a bridge process leaves for the one that follows it after ``kill -9``.
+
+Two small files per kernel in ``<runtime>/bridge``. The *marks* are memory shared with the file, so
+a store survives the process: the number of the next message of each link channel that has not been
+handed to libzmq yet. Acknowledgements that died on their way to the guest make it send such
+messages again; the marks say which. The *state* is what the guest told once and will not repeat.
+
+Marks file, native byte order (it never leaves the machine)::
+
+    u64 magic | u64 device and inode of the FIFO from the guest | u64 next[5] | u64 subscribers
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+from torpor.link import Channel
+
+_MAGIC = 0x544F52504D524B31
+_FIFO, _NEXT, _SUBSCRIBERS = 1, 2, 2 + len(Channel)
+_WORDS = _SUBSCRIBERS + 1
+
+
+class Record:
+    """The two files of one kernel. ``close`` keeps them, ``remove`` does not; both may repeat."""
+
+    def __init__(self, folder: Path, kernel_id: str) -> None:
+        """Open the files, creating what is missing.
+
+        Raises:
+            OSError: the folder is not writable.
+        """
+        self._marks_path = folder / f"{kernel_id}.marks"
+        self._state_path = folder / f"{kernel_id}.json"
+        fd = os.open(self._marks_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, _WORDS * 8)
+            self._map = mmap.mmap(fd, _WORDS * 8)
+        finally:
+            os.close(fd)
+        self._words = memoryview(self._map).cast("Q")
+
+    def begin(self, fifo: os.stat_result, *, resume: bool) -> bool:
+        """Bind the marks to a link; they start at zero unless ``resume`` finds its own."""
+        identity = (fifo.st_dev << 40 ^ fifo.st_ino) & 0xFFFF_FFFF_FFFF_FFFF
+        if resume and self._words[0] == _MAGIC and self._words[_FIFO] == identity:
+            return True
+        for index in range(_WORDS):
+            self._words[index] = 0
+        self._words[_FIFO] = identity
+        self._words[0] = _MAGIC
+        return False
+
+    def handled(self, channel: int, next_seq: int) -> None:
+        """Note that every message of ``channel`` before ``next_seq`` was handed to libzmq."""
+        self._words[_NEXT + channel] = next_seq
+
+    def remembered(self) -> dict[Channel, int]:
+        """Give, per channel, the number last noted with ``handled``: what ``Link`` resumes from."""
+        return {channel: self._words[_NEXT + channel] for channel in Channel}
+
+    @property
+    def subscribers(self) -> int:
+        """How many iopub subscriptions there were last."""
+        return self._words[_SUBSCRIBERS]
+
+    @subscribers.setter
+    def subscribers(self, count: int) -> None:
+        self._words[_SUBSCRIBERS] = max(0, count)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Replace the recorded state, whole or not at all."""
+        fresh = self._state_path.with_suffix(".new")
+        fresh.write_text(json.dumps(state))
+        fresh.replace(self._state_path)
+
+    def load_state(self) -> dict[str, Any]:
+        """Give the recorded state, empty when there is none that can be read."""
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(self._state_path.read_bytes())
+            if isinstance(state, dict):
+                return state
+        return {}
+
+    def close(self) -> None:
+        """Release the memory; the files stay for a following process."""
+        if not self._map.closed:
+            self._words.release()
+            self._map.close()
+
+    def remove(self) -> None:
+        """Close and delete."""
+        self.close()
+        for path in (self._marks_path, self._state_path, self._state_path.with_suffix(".new")):
+            path.unlink(missing_ok=True)
