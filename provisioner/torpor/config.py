@@ -1,0 +1,247 @@
+"""The configuration: traitlets at the edge, frozen values inside.
+
+``torpor_config.py`` or ``torpor_config.json`` in the config folder, with the habits of Jupyter::
+
+    c.Torpor.templates = {"big": {"memory_bytes": "16G", "workspace": "ro"}}
+    c.TorporDaemon.idle_exit_s = 60
+
+Nothing else in Torpor reads traits (the provisioner's own excepted) or the environment of the
+process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from traitlets import Bool, Dict, Float, Int, TraitError, Unicode
+from traitlets.config import Config, Configurable
+from traitlets.config.loader import (
+    ConfigFileNotFound,
+    ConfigLoader,
+    JSONFileConfigLoader,
+    PyFileConfigLoader,
+)
+
+from torpor.errors import ConfigError
+from torpor.paths import Paths, resolve_paths
+from torpor.template import Template
+
+C = TypeVar("C", bound=Configurable)
+FILES = ("torpor_config.py", "torpor_config.json")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Torpor(Configurable):
+    """What sandboxes are made from."""
+
+    templates: Dict[str, Any] = Dict(
+        help="""Templates by name; each names the fields that differ from the built-in
+        default (see `torpor templates`). Sizes are bytes, or text such as "2G". A template
+        named "default" changes the default itself.""",
+    ).tag(config=True)
+    default_template: Unicode[str, str | bytes] = Unicode(
+        "default",
+        help="The template of a kernel that names none. 'default' always exists.",
+    ).tag(config=True)
+    runsc_path: Unicode[str, str | bytes] = Unicode(
+        "",
+        help="""The runsc to use. Empty: the one that `torpor install-runsc` installed, else that
+        on PATH. The environment variable TORPOR_RUNSC wins over this.""",
+    ).tag(config=True)
+    allow_old_runsc: Bool[bool, bool | int] = Bool(
+        False,
+        help="""Use a runsc below the tested floor. Off, because restoring a kernel with an old one
+        can crash it.""",
+    ).tag(config=True)
+
+
+class TorporDaemon(Configurable):
+    """How torpord behaves. Read when it starts."""
+
+    idle_exit_s: Float[float, float] = Float(
+        300.0,
+        min=0.1,
+        help="""Seconds without any kernel after which torpord ends. Five minutes: starting it
+        costs a fraction of a second, keeping it a few tens of MiB.""",
+    ).tag(config=True)
+    concurrent_starts: Int[int, int] = Int(
+        0,
+        min=0,
+        help="""Kernels that may be starting at the same time; the others wait for their turn. 0: as
+        many as there are processors, at least 2, because more only slow each other down.""",
+    ).tag(config=True)
+    log_max_bytes: Int[int, int] = Int(
+        8 << 20, min=1 << 12, help="Size in bytes at which the log is rotated: about 40,000 lines."
+    ).tag(config=True)
+    log_keep: Int[int, int] = Int(
+        3, min=0, help="Rotated logs to keep: enough for some days of heavy use."
+    ).tag(config=True)
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    """``TorporDaemon`` as values."""
+
+    idle_exit_s: float = 300.0
+    concurrent_starts: int = 2
+    log_max_bytes: int = 8 << 20
+    log_keep: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole configuration as values."""
+
+    templates: Mapping[str, Template]
+    default_template: str = "default"
+    runsc_path: str | None = None
+    allow_old_runsc: bool = False
+    daemon: DaemonSettings = DaemonSettings()
+
+    def template(self, name: str | None) -> Template:
+        """Give the template of that name, the default one for None. Raises ConfigError."""
+        wanted = self.default_template if name is None else name
+        try:
+            return self.templates[wanted]
+        except KeyError:
+            known = ", ".join(sorted(self.templates))
+            raise ConfigError(
+                f"there is no template {wanted!r}", hint=f"known templates: {known}"
+            ) from None
+
+
+def user_paths(environ: Mapping[str, str] | None = None) -> Paths:
+    """Give the folders of the user that runs this process. Creates nothing."""
+    home = Path("~").expanduser()
+    return resolve_paths(os.environ if environ is None else environ, uid=os.geteuid(), home=home)
+
+
+def process_environment() -> dict[str, str]:
+    """Give a copy of this process's environment."""
+    return dict(os.environ)
+
+
+def load_settings(paths: Paths, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the configuration files; those that do not exist count as empty. Blocks.
+
+    Raises:
+        ConfigError: a file cannot be read, names something unknown, or gives it an impossible
+        value.
+    """
+    env = os.environ if environ is None else environ
+    config = Config()
+    for name in FILES:
+        config.merge(_load_file(paths.config, name))
+    torpor, daemon = _configured(Torpor, config), _configured(TorporDaemon, config)
+    templates = {"default": Template()}
+    for name, body in torpor.templates.items():
+        templates[name] = template_of(name, body)
+    settings = Settings(
+        templates=MappingProxyType(templates),
+        default_template=torpor.default_template,
+        runsc_path=env.get("TORPOR_RUNSC") or torpor.runsc_path or None,
+        allow_old_runsc=torpor.allow_old_runsc,
+        daemon=DaemonSettings(
+            idle_exit_s=daemon.idle_exit_s,
+            concurrent_starts=daemon.concurrent_starts or max(2, os.cpu_count() or 2),
+            log_max_bytes=daemon.log_max_bytes,
+            log_keep=daemon.log_keep,
+        ),
+    )
+    settings.template(None)  # a wrong default is an error now, not at the first launch
+    return settings
+
+
+def template_of(name: str, body: object) -> Template:
+    """Give the template that a configuration describes. Raises ConfigError."""
+    if not isinstance(body, Mapping):
+        raise ConfigError(f"template {name!r} must be a dictionary, not {type(body).__name__}")
+    known = {field.name for field in fields(Template)} - {"name"}
+    unknown = sorted(set(body) - known)
+    if unknown:
+        raise ConfigError(
+            f"template {name!r} has no field {unknown[0]!r}",
+            hint=f"fields: {', '.join(sorted(known))}",
+        )
+    values = {key: _value(name, key, value) for key, value in body.items()}
+    try:
+        return Template(name=name, **values)
+    except TypeError as exc:
+        raise ConfigError(f"template {name!r} has a value of the wrong kind: {exc}") from exc
+
+
+class SettingsSource:
+    """The settings as the files have them now: read again whenever one of the files has changed."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._stamp: object = None
+        self._settings: Settings | None = None
+
+    async def current(self) -> Settings:
+        """Give the settings. Raises ConfigError as long as the files are wrong."""
+        return await asyncio.to_thread(self.read)
+
+    def read(self) -> Settings:
+        """Give the settings, blocking. Raises ConfigError as long as the files are wrong."""
+        stamp = tuple(_stamp(self._paths.config / name) for name in FILES)
+        if self._settings is None or stamp != self._stamp:
+            self._settings, self._stamp = None, stamp
+            self._settings = load_settings(self._paths)
+        return self._settings
+
+
+def _load_file(folder: Path, name: str) -> Config:
+    loader: ConfigLoader
+    if name.endswith(".py"):
+        loader = PyFileConfigLoader(name, path=str(folder))
+    else:
+        loader = JSONFileConfigLoader(name, path=str(folder))
+    try:
+        return loader.load_config()
+    except ConfigFileNotFound:
+        return Config()
+    except Exception as exc:  # the file is a program: it can raise anything
+        raise ConfigError(f"cannot read {folder / name}: {type(exc).__name__}: {exc}") from exc
+
+
+def _configured(cls: type[C], config: Config) -> C:
+    section = config.get(cls.__name__, {})
+    known = cls.class_trait_names(config=True)
+    for name in section:
+        if name not in known:
+            raise ConfigError(
+                f"the configuration sets {cls.__name__}.{name}, which does not exist",
+                hint=f"{cls.__name__} has: {', '.join(sorted(known))}",
+            )
+    try:
+        return cls(config=config)
+    except TraitError as exc:
+        raise ConfigError(f"wrong value in the configuration: {exc}") from exc
+
+
+def _value(template: str, name: str, value: object) -> Any:
+    if name.endswith("_bytes") and isinstance(value, str):
+        found = _SIZE.fullmatch(value.strip())
+        if found is None:
+            raise ConfigError(f"template {template!r}: {name} {value!r} is not a size such as '2G'")
+        return int(float(found.group(1)) * _FACTORS[found.group(2).upper()])
+    if isinstance(value, list):
+        return tuple(value)
+    return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        seen = path.stat()
+    except OSError:
+        return None
+    return (seen.st_mtime_ns, seen.st_size, seen.st_ino)

@@ -1,0 +1,162 @@
+"""The daemon as a whole: what it is made of, how it starts, when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+from tornado import web
+
+from torpor._version import __version__
+from torpor.api import API_VERSION, LaunchRequest
+from torpor.backends.base import Backend
+from torpor.config import DaemonSettings, Settings, SettingsSource
+from torpor.daemon.bridge_keeper import BridgeKeeper
+from torpor.daemon.describe import described
+from torpor.daemon.handlers import routes
+from torpor.daemon.listen import listen
+from torpor.daemon.logs import log
+from torpor.daemon.parts import Parts
+from torpor.daemon.processes import Process
+from torpor.daemon.registry import Registry
+from torpor.daemon.server import PeerCheckedServer, serve
+from torpor.daemon.supervisor import Supervisor
+from torpor.errors import Busy
+from torpor.paths import Paths, private_folder
+
+_SWEEP_S = 5.0
+
+
+class Daemon:
+    """One user's torpord. ``run`` is its whole life; the caller holds the lock meanwhile."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        source: SettingsSource,
+        settings: DaemonSettings,
+        make_backend: Callable[[SettingsSource, Paths], Backend],
+    ) -> None:
+        self._paths = paths
+        self._source = source
+        self._settings = settings
+        self._make_backend = make_backend
+        self._started_at = datetime.now(UTC).isoformat()
+        self._stop = asyncio.Event()
+        self._requests = 0
+        self.parts: Parts
+        self.supervisor: Supervisor
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Recover, serve, end when asked or when nothing is held for long enough.
+
+        ``on_ready`` is called once requests are answered. Kernels that run when it ends go on, and
+        the next daemon takes them over.
+
+        Raises:
+            ConfigError: the registry or a folder cannot be used; nothing was changed.
+        """
+        async with AsyncExitStack() as stack:
+            for folder in (self._paths.state, self._paths.kernels, self._paths.client_sockets):
+                await asyncio.to_thread(private_folder, folder)
+            registry = Registry(self._paths.registry)
+            stack.callback(registry.close)
+            bridge = BridgeKeeper(
+                self._paths,
+                on_event=lambda kernel_id, event: self.supervisor.heard(kernel_id, event),
+                on_return=lambda: self.supervisor.settle_all(),
+            )
+            stack.push_async_callback(self._leave_bridge, bridge)
+            backend = self._make_backend(self._source, self._paths)
+            self.parts = Parts(self._paths, registry, backend, bridge)
+            self.supervisor = Supervisor(self.parts, at_once=self._settings.concurrent_starts)
+            stack.push_async_callback(self.supervisor.aclose)
+            await self.supervisor.recover()
+            server = self._serve()
+            stack.push_async_callback(self._close_server, server)
+            loop = asyncio.get_running_loop()
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(signum, self._stop.set)
+            log("started", pid=os.getpid(), version=__version__)
+            on_ready()
+            await self._until_done()
+            log("stopping")
+
+    def _serve(self) -> PeerCheckedServer:
+        application = web.Application(routes(self))
+        return serve(application, listen(self._paths.daemon_socket))
+
+    async def _until_done(self) -> None:
+        loop = asyncio.get_running_loop()
+        idle_since = loop.time()
+        pause_s = min(_SWEEP_S, max(self._settings.idle_exit_s / 4, 0.05))
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stop.wait()
+            if self.supervisor.unsettled:
+                self.supervisor.settle_all()
+            if self._requests or not self.supervisor.idle:
+                idle_since = loop.time()
+            elif loop.time() - idle_since >= self._settings.idle_exit_s:
+                log("idle", seconds=self._settings.idle_exit_s)
+                return
+
+    async def _close_server(self, server: PeerCheckedServer) -> None:
+        with contextlib.suppress(OSError):
+            self._paths.daemon_socket.unlink()
+        server.stop()
+        await server.close_all_connections()
+
+    async def _leave_bridge(self, bridge: BridgeKeeper) -> None:
+        await bridge.aclose(stop=not bridge.held)
+
+    def request_stop(self, *, force: bool) -> None:
+        """End soon. Raises Busy when there are kernels, unless ``force``; those then go on."""
+        held = len(self.supervisor.kernels)
+        if held and not force:
+            raise Busy(
+                f"torpord holds {held} kernel{'s' if held > 1 else ''}",
+                hint="stop them first, or use force: they go on and the next daemon finds them",
+            )
+        asyncio.get_running_loop().call_later(0.05, self._stop.set)  # after the answer
+
+    async def launch(self, request: LaunchRequest, owner: Process | None) -> dict[str, Any]:
+        """Start or restart a kernel and give its state. Raises as ``Supervisor.launch``."""
+        self._requests += 1
+        try:
+            settings = await self._source.current()
+            template = settings.template(request.template)
+            kernel = await self.supervisor.launch(request, template, owner)
+            return await described(kernel, self.parts)
+        finally:
+            self._requests -= 1
+
+    async def settings(self) -> Settings:
+        """Give the configuration as it is now. Raises ConfigError."""
+        return await self._source.current()
+
+    async def status(self) -> dict[str, Any]:
+        """Give what ``torpor daemon status`` shows."""
+        seen = self.parts.bridge.seen
+        return {
+            "version": __version__,
+            "api": API_VERSION,
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "kernels": len(self.supervisor.kernels),
+            "bridge": None if seen is None else {"pid": seen["pid"], "version": seen["version"]},
+            "runsc": await self._runsc(),
+            "backend": self.parts.backend.name,
+            "state_dir": str(self._paths.state),
+            "log": str(self._paths.log),
+        }
+
+    async def _runsc(self) -> dict[str, Any]:
+        return {"path": None, "build": None, "ok": False}

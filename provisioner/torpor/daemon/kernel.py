@@ -1,0 +1,116 @@
+"""One kernel in this daemon: its row, what was last heard of it, and who waits for news."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from torpor.daemon.guest_state import GuestState, Phase
+from torpor.daemon.processes import ExitWatch
+from torpor.daemon.records import KernelRow
+from torpor.lifecycle import Status
+
+
+class Kernel:
+    """The live side of a ``KernelRow``. Changes are announced with ``notify``.
+
+    ``lock`` is held by whoever changes what exists of the kernel (launch, removal, ...), one at a
+    time.
+    """
+
+    def __init__(self, row: KernelRow) -> None:
+        self.row = row
+        self.guest = GuestState()
+        self.lock = asyncio.Lock()
+        self.launch: asyncio.Task[Any] | None = None
+        """The launch or restart that is on its way."""
+        self.removed = False
+        """Nothing of it exists any more; its row is only history."""
+        self.sandbox_alive = False
+        self.sandbox_end: str | None = None
+        """Why its last sandbox has ended; None while it lives."""
+        self.sandbox_watch: asyncio.Task[Any] | None = None
+        self.owner_watch: ExitWatch | None = None
+        self.owner_alive = True
+        self._news = asyncio.Event()
+
+    def sandbox_ended(self, reason: str) -> None:
+        """Take note that the sandbox is no more, or not to be trusted any more."""
+        self.sandbox_alive, self.sandbox_end = False, reason
+        self.notify()
+
+    @property
+    def responsive(self) -> bool:
+        """Whether its guest can still be asked."""
+        return self.guest.link_error is None
+
+    @property
+    def launching(self) -> bool:
+        return self.launch is not None
+
+    def notify(self) -> None:
+        """Wake everybody who waits in ``until``."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once ``condition`` holds; it is looked at after every change."""
+        while not condition():
+            await self._news.wait()
+
+    @property
+    def state(self) -> str:
+        """``starting``, ``running``, ``exited`` or ``gone``, as the control API tells it."""
+        if self.launching or self.row.status is Status.LAUNCHING:
+            return "starting"
+        if self.row.status is Status.LOST or not self.sandbox_alive:
+            return "gone"
+        if self.guest.ended:
+            return "exited"
+        return "starting" if self.guest.phase is Phase.STARTING else "running"
+
+    @property
+    def ended(self) -> bool:
+        """Whether no kernel process runs or is being started."""
+        return self.state in ("exited", "gone")
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of the ended process (negative: the signal); -9 for a dead sandbox."""
+        state = self.state
+        if state == "gone":
+            return -9
+        if state != "exited":
+            return None
+        return 1 if self.guest.exit_code is None else self.guest.exit_code
+
+    @property
+    def reason(self) -> str | None:
+        """Why the kernel does not run, readable."""
+        if self.state == "gone":
+            return self.row.reason or "its sandbox has ended"
+        if self.state != "exited":
+            return None
+        ended = f"the kernel process ended with {outcome(self.guest.exit_code)}"
+        return self.guest.failure or ended
+
+    def forget_sandbox(self) -> None:
+        """Stop watching the sandbox: it is about to be destroyed on purpose. Twice is fine."""
+        self.sandbox_alive = False
+        if self.sandbox_watch is not None:
+            self.sandbox_watch.cancel()
+            self.sandbox_watch = None
+
+    def forget_owner(self) -> None:
+        """Stop watching the owner. Twice is fine."""
+        if self.owner_watch is not None:
+            self.owner_watch.close()
+            self.owner_watch = None
+
+
+def outcome(exit_code: int | None) -> str:
+    """Say an exit code in words."""
+    if exit_code is None:
+        return "an unknown exit code"
+    return f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"

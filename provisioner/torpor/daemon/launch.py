@@ -1,0 +1,276 @@
+"""Start a kernel: steps that allocate, each with its undo registered before it.
+
+    first launch      remember -> prepare -> bind endpoints -> start sandbox -> kernel answers ->
+    live new sandbox       the same for a lost kernel, whose endpoints stay bound throughout new
+    process       in the sandbox that lives: the guest replaces the kernel, files stay
+
+The whole has one deadline, waiting for a turn included. If it fails, times out or is cancelled, at
+whatever step, everything is undone before the error is delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torpor.api import LaunchRequest
+from torpor.backends.base import Handle, SandboxSpec
+from torpor.bridge.client import BridgeRefused
+from torpor.daemon.failures import guest_failure, sandbox_failure, timed_out
+from torpor.daemon.guest_state import GuestState, Phase
+from torpor.daemon.ipc_links import choose_ports, make_links, private_endpoints
+from torpor.daemon.kernel import Kernel
+from torpor.daemon.logs import log
+from torpor.daemon.parts import Parts
+from torpor.daemon.records import KernelRow, SandboxRow
+from torpor.errors import BackendUnavailable, LaunchError, SandboxError
+from torpor.lifecycle import Status, run_to_end
+from torpor.template import Template
+
+CLOSE_S = 30.0
+_RPC_S = 10.0
+_MARGIN_S = 1.5
+"""How much earlier than the daemon the guest gives up: its error says more than ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request together with the template it chose."""
+
+    request: LaunchRequest
+    template: Template
+
+    @property
+    def limit_s(self) -> float:
+        """The start timeout: a request can shorten its template's, not stretch it."""
+        asked_s = self.request.start_timeout_s
+        most_s = self.template.start_timeout_s
+        return most_s if asked_s is None else min(asked_s, most_s)
+
+
+class Launcher:
+    """Starts kernels, at most ``at_once`` at a time; the rest wait for their turn.
+
+    ``watch`` is told of each sandbox as soon as it runs.
+    """
+
+    def __init__(
+        self, parts: Parts, *, at_once: int, watch: Callable[[Kernel, SandboxRow, Handle], None]
+    ) -> None:
+        self._parts = parts
+        self._turns = asyncio.Semaphore(at_once)
+        self._watch = watch
+
+    async def create(self, kernel: Kernel, plan: Plan) -> None:
+        """Make a kernel that never was, from its row on. All or nothing."""
+        parts, row = self._parts, kernel.row
+        async with self._attempt(kernel, plan) as (undo, ends_at):
+            undo.callback(parts.registry.drop_kernel, row.kernel_id)
+            parts.registry.put_kernel(row)
+            undo.push_async_callback(self._unbind, kernel)
+            await self._boot(kernel, plan, undo, ends_at, bind=self._bind)
+
+    async def replace(self, kernel: Kernel, plan: Plan) -> None:
+        """Give a lost kernel a new sandbox behind its old endpoints. All, or lost as before."""
+        async with self._attempt(kernel, plan) as (undo, ends_at):
+            undo.push_async_callback(self._unlink, kernel)
+            await self._boot(kernel, plan, undo, ends_at, bind=self._rebind)
+
+    async def restart(self, kernel: Kernel, plan: Plan) -> None:
+        """Replace the kernel process in its sandbox, which stays even if that fails."""
+        async with self._attempt(kernel, plan) as (undo, ends_at):
+            make_links(kernel.row.client, kernel.row.kernel_id, self._parts.paths.client_sockets)
+            undo.push_async_callback(self._stop_process, kernel)
+            kernel.guest = replace(kernel.guest, phase=Phase.STARTING)
+            generation = kernel.guest.generation + 1
+            answer = await self._parts.bridge.rpc(
+                kernel.row.kernel_id,
+                "restart",
+                {"start": self._start_params(kernel, plan, _left_s(ends_at))},
+                timeout_s=_RPC_S,
+            )
+            told = answer.get("generation")
+            await self._ready(kernel, plan, told if isinstance(told, int) else generation)
+            self._parts.registry.put_kernel(replace(kernel.row, reason=None))
+
+    @asynccontextmanager
+    async def _attempt(
+        self, kernel: Kernel, plan: Plan
+    ) -> AsyncIterator[tuple[AsyncExitStack, float]]:
+        """Bound an attempt in time, wait for a turn, undo it if it does not succeed, say why."""
+        undo, queued = AsyncExitStack(), True
+        ends_at = asyncio.get_running_loop().time() + plan.limit_s
+        try:
+            async with asyncio.timeout_at(ends_at) as deadline, self._turns:
+                queued = False
+                yield undo, ends_at
+        except BaseException as exc:
+            stderr = "" if queued else await _finish(self._stderr(kernel), default="")
+            await _finish(undo.aclose(), default=None)
+            if deadline.expired() and isinstance(exc, TimeoutError):
+                name = plan.request.kernel_name or plan.request.argv[0]
+                raise timed_out(name, plan.limit_s, queued=queued, stderr=stderr) from exc
+            if isinstance(exc, BridgeRefused):
+                raise LaunchError(f"the bridge refused: {exc}") from exc
+            if isinstance(exc, SandboxError) or not isinstance(exc, Exception):
+                raise
+            raise LaunchError(f"the kernel could not be started: {exc!r}") from exc
+        undo.pop_all()
+
+    async def _boot(
+        self,
+        kernel: Kernel,
+        plan: Plan,
+        undo: AsyncExitStack,
+        ends_at: float,
+        *,
+        bind: Callable[[Kernel, SandboxRow], Awaitable[KernelRow]],
+    ) -> None:
+        parts, kernel_id = self._parts, kernel.row.kernel_id
+        sandbox_id = f"t{secrets.token_hex(8)}"
+        sandbox = SandboxRow(sandbox_id, kernel_id, parts.paths.kernels / sandbox_id)
+        undo.push_async_callback(self._free, kernel, sandbox_id)
+        parts.registry.put_sandbox(sandbox)
+        spec = sandbox_spec(kernel, sandbox, plan, _left_s(ends_at))
+        await parts.backend.prepare(spec)
+        kernel.guest, kernel.sandbox_end = GuestState(phase=Phase.STARTING), None
+        row = await bind(kernel, sandbox)
+        handle = await parts.backend.start(spec)
+        sandbox = replace(sandbox, handle=handle.to_json())
+        parts.registry.put_sandbox(sandbox)
+        self._watch(kernel, sandbox, handle)
+        await self._ready(kernel, plan, 1)
+        row = replace(row, status=Status.LIVE, sandbox_id=sandbox_id, reason=None)
+        parts.registry.put_kernel(row)
+        kernel.row = row
+
+    async def _bind(self, kernel: Kernel, sandbox: SandboxRow) -> KernelRow:
+        """Bind the endpoints that the client asked for; give the row with what was bound."""
+        paths, row = self._parts.paths, kernel.row
+        client = choose_ports(row.client) if row.client.transport == "ipc" else row.client
+        answer = await self._parts.bridge.call(
+            "open",
+            kernel_id=row.kernel_id,
+            client=private_endpoints(client, row.kernel_id, paths.client_sockets).to_json(),
+            guest_key=kernel.row.guest_key,
+            resume=False,
+            **fifos(sandbox.directory),
+        )
+        self._parts.bridge.held.add(row.kernel_id)
+        kernel.row = replace(row, client=client.with_ports(answer["ports"]))
+        self._parts.registry.put_kernel(kernel.row)
+        make_links(kernel.row.client, row.kernel_id, paths.client_sockets)
+        return kernel.row
+
+    async def _rebind(self, kernel: Kernel, sandbox: SandboxRow) -> KernelRow:
+        """Connect the bound endpoints to a new sandbox; bind them if the bridge died meanwhile."""
+        row, bridge = kernel.row, self._parts.bridge
+        await bridge.start()
+        if row.kernel_id not in bridge.held:
+            return await self._bind(kernel, sandbox)
+        await bridge.call(
+            "relink",
+            kernel_id=row.kernel_id,
+            **fifos(sandbox.directory),
+        )
+        make_links(row.client, row.kernel_id, self._parts.paths.client_sockets)
+        return row
+
+    async def _ready(self, kernel: Kernel, plan: Plan, generation: int) -> None:
+        """Return once the kernel of ``generation`` has answered.
+
+        Raises:
+            LaunchError: it never will.
+        """
+
+        def decided() -> bool:
+            state = kernel.guest
+            told = state.generation >= generation and (state.ended or state.phase is Phase.READY)
+            return told or kernel.sandbox_end is not None or state.link_error is not None
+
+        await kernel.until(decided)
+        if kernel.sandbox_end is not None:
+            raise sandbox_failure(kernel.sandbox_end, await self._stderr(kernel))
+        if kernel.guest.phase is not Phase.READY or kernel.guest.link_error:
+            raise guest_failure(kernel.guest, plan.request.argv)
+
+    def _start_params(self, kernel: Kernel, plan: Plan, start_timeout_s: float) -> dict[str, Any]:
+        sandbox = self._parts.registry.sandboxes[kernel.row.sandbox_id or ""]
+        spec = sandbox_spec(kernel, sandbox, plan, start_timeout_s)
+        return dict(self._parts.backend.start_params(spec))
+
+    async def _stderr(self, kernel: Kernel) -> str:
+        with contextlib.suppress(BridgeRefused, BackendUnavailable):
+            status = await self._parts.bridge.call(
+                "status", within_s=2.0, kernel_id=kernel.row.kernel_id
+            )
+            return str(status.get("stderr_tail") or status.get("guest_stderr") or "")
+        return ""
+
+    async def _free(self, kernel: Kernel, sandbox_id: str) -> None:
+        kernel.forget_sandbox()
+        await self._parts.free_sandbox(sandbox_id)
+
+    async def _unbind(self, kernel: Kernel) -> None:
+        await self._parts.free_endpoints(kernel.row)
+
+    async def _unlink(self, kernel: Kernel) -> None:
+        if kernel.row.kernel_id in self._parts.bridge.held:
+            await self._parts.bridge.call("unlink", kernel_id=kernel.row.kernel_id)
+
+    async def _stop_process(self, kernel: Kernel) -> None:
+        if kernel.sandbox_alive and not kernel.guest.ended:
+            await self._parts.bridge.rpc(
+                kernel.row.kernel_id, "signal", {"signum": 9}, timeout_s=_RPC_S
+            )
+
+
+def sandbox_spec(
+    kernel: Kernel, sandbox: SandboxRow, plan: Plan, start_timeout_s: float
+) -> SandboxSpec:
+    """Give what the backend is to build."""
+    request = plan.request
+    workspace = None if request.workspace is None else Path(request.workspace)
+    return SandboxSpec(
+        sandbox_id=sandbox.sandbox_id,
+        template=plan.template,
+        argv=request.argv,
+        env=request.env,
+        cwd=request.cwd,
+        workspace=None if plan.template.workspace == "none" else workspace,
+        key=kernel.row.guest_key,
+        directory=sandbox.directory,
+        kernel_name=request.kernel_name,
+        start_timeout_s=start_timeout_s,
+    )
+
+
+def fifos(directory: Path) -> dict[str, Any]:
+    """Give the pipes of a sandbox, under the bridge's names for them."""
+    return {
+        "fifo_in": str(directory / "to_guest"),
+        "fifo_out": str(directory / "from_guest"),
+        "fifo_err": str(directory / "guest_stderr"),
+    }
+
+
+def _left_s(ends_at: float) -> float:
+    return max(ends_at - asyncio.get_running_loop().time() - _MARGIN_S, 1.0)
+
+
+async def _finish(coro: Any, *, default: Any) -> Any:
+    """Await a clean-up to its end; its failure is logged and never replaces the first error."""
+    try:
+        return await run_to_end(coro, within_s=CLOSE_S, name="undo launch")
+    except asyncio.CancelledError:
+        return default  # the first error, a cancellation most likely, is on its way already
+    except Exception as exc:
+        log("undo failed", level=logging.ERROR, error=exc)
+        return default

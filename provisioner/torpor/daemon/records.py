@@ -1,0 +1,94 @@
+"""What the registry remembers: a row per kernel, and one per sandbox that may exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torpor.api import Endpoints, parse_endpoints
+from torpor.daemon.processes import Process
+from torpor.lifecycle import Status, Target
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRow:
+    """One sandbox, written before anything of it is allocated, gone after all of it is."""
+
+    sandbox_id: str
+    kernel_id: str
+    directory: Path
+    handle: Mapping[str, Any] | None = None
+    """The backend's versioned handle; None until the sandbox was started."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "sandbox_id": self.sandbox_id,
+            "kernel_id": self.kernel_id,
+            "directory": str(self.directory),
+            "handle": None if self.handle is None else dict(self.handle),
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> SandboxRow:
+        return cls(
+            sandbox_id=str(body["sandbox_id"]),
+            kernel_id=str(body["kernel_id"]),
+            directory=Path(body["directory"]),
+            handle=body.get("handle"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """One kernel that somebody asked for."""
+
+    kernel_id: str
+    kernel_name: str
+    template: str
+    status: Status
+    target: Target
+    client: Endpoints
+    """As the client asked for them, with the ports that were bound once they are."""
+    created_at: str
+    guest_key: str = field(repr=False)
+    """Signs the private connection between guest and kernel; the bridge re-signs with it."""
+    owner: Process | None = None
+    """Whose death ends the kernel; None: nobody's."""
+    sandbox_id: str | None = None
+    """Its present sandbox; other sandbox rows of the kernel are left-overs."""
+    reason: str | None = None
+    """Why it is lost, readable."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kernel_id": self.kernel_id,
+            "kernel_name": self.kernel_name,
+            "template": self.template,
+            "status": self.status.value,
+            "target": self.target.value,
+            "client": self.client.to_json(),
+            "created_at": self.created_at,
+            "guest_key": self.guest_key,
+            "owner": None if self.owner is None else self.owner.to_json(),
+            "sandbox_id": self.sandbox_id,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> KernelRow:
+        owner = body.get("owner")
+        return cls(
+            kernel_id=str(body["kernel_id"]),
+            kernel_name=str(body["kernel_name"]),
+            template=str(body["template"]),
+            status=Status(body["status"]),
+            target=Target(body["target"]),
+            client=parse_endpoints(body["client"]),
+            created_at=str(body["created_at"]),
+            guest_key=str(body["guest_key"]),
+            owner=None if owner is None else Process.from_json(owner),
+            sandbox_id=body.get("sandbox_id"),
+            reason=body.get("reason"),
+        )
