@@ -1,0 +1,113 @@
+"""The host's requests, as JSON bodies on the RPC channel, and their answers.
+
+::
+
+    {"id": int, "method": "start|restart|signal|status|ping|exit", "params": {}}
+    {"id": int, "result": {}}  or  {"id": int, "error": {"code": str, "message": str}}
+
+Error codes: ``bad_request`` (what is wrong is named), ``busy`` (a kernel is running or restarting),
+``no_kernel`` (nothing to restart or signal), ``spawn`` (the program could not be executed).
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from torpor_guest.boot import BootError, parse_start
+from torpor_guest.kernel import Emit, Kernel
+from torpor_guest.spawn import SpawnError
+
+Answer = Callable[[dict[str, Any]], None]
+
+
+class RpcError(Exception):
+    """A request that is refused, with the code and message for the host."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Rpc:
+    """Serves requests; answers go through ``emit``, at once or when the work is done."""
+
+    def __init__(self, kernel: Kernel, emit: Emit, leave: Callable[[], None]) -> None:
+        self._kernel = kernel
+        self._emit = emit
+        self._leave = leave
+        self._methods: dict[str, Callable[[dict[str, Any], Answer], None]] = {
+            "start": self._start,
+            "restart": self._restart,
+            "signal": self._signal,
+            "status": lambda _params, answer: answer(kernel.status()),
+            "ping": lambda _params, answer: answer({}),
+            "exit": self._exit,
+        }
+
+    def serve(self, body: bytes) -> None:
+        """Do what one request asks; a body without a readable id is ignored, not answered."""
+        try:
+            request = json.loads(body)
+            ident, method, params = request["id"], request["method"], request.get("params") or {}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return
+
+        def answer(result: dict[str, Any]) -> None:
+            self._emit(
+                {"id": ident, **result} if "error" in result else {"id": ident, "result": result}
+            )
+
+        try:
+            act = self._methods.get(method) if isinstance(method, str) else None
+            if act is None or not isinstance(params, dict):
+                raise RpcError("bad_request", f"no method {method!r:.60} with such params")
+            act(params, answer)
+        except RpcError as exc:
+            answer(_error(exc.code, exc.message))
+        except BootError as exc:
+            answer(_error("bad_request", str(exc)))
+
+    def _start(self, params: dict[str, Any], answer: Answer) -> None:
+        wanted = parse_start(params)
+        if self._kernel.pid is not None:
+            raise RpcError("busy", "a kernel is running in this sandbox")
+        try:
+            self._kernel.start(wanted)
+        except SpawnError as exc:
+            raise RpcError("spawn", str(exc)) from exc
+        answer(self._started())
+
+    def _restart(self, params: dict[str, Any], answer: Answer) -> None:
+        start = params.get("start")
+        wanted = None if start is None else parse_start(start)
+        if not self._kernel.can_restart(wanted):
+            if self._kernel.generation == 0:
+                raise RpcError("no_kernel", "no kernel was started in this sandbox")
+            raise RpcError("busy", "the kernel is being restarted")
+
+        def then(error: SpawnError | None) -> None:
+            answer(self._started() if error is None else _error("spawn", str(error)))
+
+        self._kernel.restart(wanted, then)
+
+    def _started(self) -> dict[str, Any]:
+        return {"generation": self._kernel.generation, "pid": self._kernel.pid}
+
+    def _signal(self, params: dict[str, Any], answer: Answer) -> None:
+        signum = params.get("signum")
+        if isinstance(signum, bool) or not isinstance(signum, int) or not 0 <= signum <= 64:
+            raise RpcError("bad_request", "signum is not a signal number")
+        try:
+            self._kernel.signal(signum)
+        except ProcessLookupError:
+            raise RpcError("no_kernel", "there is no kernel process to signal") from None
+        answer({})
+
+    def _exit(self, _params: dict[str, Any], answer: Answer) -> None:
+        answer({})
+        self._leave()
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message}}

@@ -1,0 +1,51 @@
+"""The first steps, ordered so that a kernel starts soonest: read, harden, spawn, load the rest."""
+
+import os
+import sys
+
+from torpor_guest.boot import Boot, BootError, parse_boot
+from torpor_guest.hardening import harden
+from torpor_guest.launch import Launched, launch
+from torpor_guest.spawn import SpawnError
+
+_EXIT_BAD_BOOT = 64
+
+
+def main(argv: list[str]) -> None:
+    """Run the guest on the boot.json that ``argv[1]`` names; the link is on descriptors 0 and 1."""
+    try:
+        boot = _read_boot(argv)
+    except (OSError, BootError) as exc:
+        print(f"torpor guest: {exc}", file=sys.stderr, flush=True)
+        sys.exit(_EXIT_BAD_BOOT)
+    harden(reap_orphans=os.getpid() != 1)
+    folder = f"/tmp/.torpor-{os.urandom(8).hex()}"
+    launched: Launched | SpawnError | None = None
+    if boot.start is not None:
+        try:
+            launched = launch(boot.start, folder, boot.key)
+        except SpawnError as exc:
+            launched = exc
+    # Not before: the kernel's own start-up takes longest, and it has begun.
+    from torpor_guest.app import Guest
+
+    try:
+        Guest(boot, folder, (0, 1)).run(boot.start, launched)
+    finally:
+        _remove(folder)
+
+
+def _read_boot(argv: list[str]) -> Boot:
+    if len(argv) != 2:
+        raise BootError("usage: torpor_guest boot.json")
+    with open(argv[1], encoding="utf-8") as file:
+        return parse_boot(file.read())
+
+
+def _remove(folder: str) -> None:
+    try:
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+    except OSError:
+        pass
