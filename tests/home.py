@@ -51,8 +51,11 @@ def write_kernelspec(base: Path, name: str = KERNEL, **changes: object) -> None:
 
 
 @contextmanager
-def torpor_home() -> Iterator[Path]:
-    """Make a fresh home and export it to this process; its daemon is stopped and the world checked."""
+def torpor_home(config: str = "", **environ: str) -> Iterator[Path]:
+    """Make a fresh home and export it to this process; its daemon is stopped and the world checked.
+
+    ``config`` becomes its ``torpor_config.py``; ``environ`` is exported too.
+    """
     runsc = find_runsc()
     if runsc is None:
         if os.environ.get("REQUIRE_RUNSC") == "1":
@@ -62,6 +65,8 @@ def torpor_home() -> Iterator[Path]:
     (home / "data").mkdir()
     (home / "data" / "runsc").symlink_to(runsc)
     (home / "jr").mkdir(mode=0o700)
+    (home / "config").mkdir()
+    (home / "config" / "torpor_config.py").write_text(config)
     write_kernelspec(home / "jupyter")
     saved = dict(os.environ)
     os.environ.update(
@@ -69,6 +74,7 @@ def torpor_home() -> Iterator[Path]:
         JUPYTER_PATH=str(home / "jupyter"),
         JUPYTER_RUNTIME_DIR=str(home / "jr"),
         IPYTHONDIR=str(home / "ipython"),
+        **environ,
     )
     try:
         yield home
