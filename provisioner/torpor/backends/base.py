@@ -109,6 +109,15 @@ class Backend(Protocol):
             LaunchError: this machine cannot do it now (disk full).
         """
 
+    def start_params(self, spec: SandboxSpec) -> Mapping[str, Any]:
+        """Give the guest's StartParams for ``spec``: a new process in a sandbox that runs already.
+
+        Reads the host's files, changes nothing.
+
+        Raises:
+            ConfigError: the request cannot work (argv[0] missing, workspace unreadable).
+        """
+
     async def start(self, spec: SandboxSpec) -> Handle:
         """Start a prepared sandbox; returns as soon as its process exists, the guest not yet
         booted.

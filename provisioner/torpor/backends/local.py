@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from torpor.backends import local_cgroups, local_process
+from torpor.backends import local_cgroups
 from torpor.backends.base import Exit, Handle, SandboxSpec
 from torpor.backends.local_cgroups import Cgroups, find_cgroups
 from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
@@ -23,8 +24,9 @@ from torpor.backends.local_layout import Layout
 from torpor.backends.local_slots import UidSlots, uid_range
 from torpor.errors import LaunchError
 from torpor.lifecycle.cleanup import run_to_end
+from torpor.runsc import pidfd
 from torpor.runsc.plan import Machine
-from torpor.runsc.spawn import spawned_runsc
+from torpor.runsc.spawn import Spawned
 from torpor.template import GIB, MIB
 
 _KILL_S = 10.0
@@ -82,6 +84,9 @@ class LocalBackend:
                 raise _disk_error(spec.directory, exc) from exc
             raise
 
+    def start_params(self, spec: SandboxSpec) -> dict[str, Any]:
+        return self._design(spec).start
+
     async def start(self, spec: SandboxSpec) -> Handle:
         layout = Layout(spec.directory)
         undo = AsyncExitStack()
@@ -93,13 +98,14 @@ class LocalBackend:
             folders = self._make_cgroups(spec)
             await self.on_step("spawn")
             owner = (uid, uid) if self.slots else None
-            processes = [f"{each}/cgroup.procs" for each in folders]
-            async with spawned_runsc(layout.plan, owner, processes) as spawned:
-                await self.on_step("record")
-                handle = self._handle(spec, spawned.pid, uid, folders, spawned.notes)
-                layout.write_record(handle)
-                await self.on_step("go")
-                await spawned.go()
+            spawned = Spawned()
+            undo.push_async_callback(spawned.aclose)
+            await spawned.spawn(layout.plan, owner, folders)
+            await self.on_step("record")
+            handle = self._handle(spec, spawned.pid, uid, folders, spawned.notes)
+            layout.write_record(handle)
+            await self.on_step("go")
+            await spawned.go()
         except BaseException as exc:
             await run_to_end(undo.aclose(), within_s=_UNDO_S, name=f"undo {spec.sandbox_id}")
             if isinstance(exc, OSError):
@@ -108,7 +114,7 @@ class LocalBackend:
         return handle
 
     async def exited(self, handle: Handle) -> Exit:
-        await local_process.ended(handle.pid, handle.pid_start)
+        await pidfd.ended(handle.pid, handle.pid_start)
         return Exit(self._reason(handle))
 
     async def destroy(self, sandbox_id: str, directory: Path) -> None:
@@ -117,7 +123,7 @@ class LocalBackend:
         )
 
     async def alive(self, handle: Handle) -> bool:
-        return local_process.start_ticks(handle.pid) == handle.pid_start
+        return pidfd.start_ticks(handle.pid) == handle.pid_start
 
     def _design(self, spec: SandboxSpec) -> Design:
         sidecars = self.runsc.parent / "gvisor-bin"
@@ -147,7 +153,7 @@ class LocalBackend:
         folders: tuple[str, ...],
         notes: tuple[str, ...],
     ) -> Handle:
-        started = local_process.start_ticks(pid)
+        started = pidfd.start_ticks(pid)
         if started is None:
             raise LaunchError("the sandbox's process died as soon as it was made")
         granted = self._design(spec).granted
@@ -185,7 +191,7 @@ class LocalBackend:
         """Undo ``start``; the directory stays as ``prepare`` left it."""
         layout = Layout(directory)
         handle = layout.read_record()
-        if handle and not await local_process.kill(handle.pid, handle.pid_start, within_s=_KILL_S):
+        if handle and not await pidfd.kill(handle.pid, handle.pid_start, within_s=_KILL_S):
             raise LaunchError(f"sandbox process {handle.pid} does not die", hint="try again")
         folders = {*self.cgroups.folders(sandbox_id), *(handle.cgroups if handle else ())}
         stuck = await local_cgroups.remove(sorted(folders))

@@ -75,10 +75,11 @@ def _is_home(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """The plan for the launcher, and what the workspace became."""
+    """The plan for the launcher, what the workspace became, and how the guest starts the kernel."""
 
     plan: dict[str, Any]
     granted: Granted
+    start: dict[str, Any]
 
 
 def design(
@@ -108,6 +109,7 @@ def design(
         private=private,
     )
     folders = _folders(spec, environment, granted, guest, own_code)
+    boot = _boot(spec, environment, granted, folders)
     plan = launch_plan(
         sandbox_id=spec.sandbox_id,
         directory=str(spec.directory),
@@ -116,9 +118,9 @@ def design(
         folders=folders,
         workspace=granted.mount,
         process=GuestProcess(argv=guest.argv, env=_guest_env()),
-        boot=_boot(spec, environment, granted, folders),
+        boot=boot,
     )
-    return Design(plan, granted)
+    return Design(plan, granted, boot["start"])
 
 
 def _folders(

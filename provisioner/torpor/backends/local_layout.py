@@ -4,7 +4,7 @@
 
     DIRECTORY/           0700
         to_guest, from_guest, guest_stderr     the link's FIFOs
-        launch.json      everything the launcher is told (holds the private key and the environment)
+        launch.plan      everything the launcher is told (holds the private key and the environment)
         sandbox.json     the Handle, as soon as there is a process
         log/             what runsc says: runsc.log, panic.log
         root/            empty; the launcher builds the sandbox's tree on it in a mount namespace
@@ -14,9 +14,9 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def plan(self) -> Path:
-        return self.directory / "launch.json"
+        return self.directory / "launch.plan"
 
     @property
     def record(self) -> Path:
@@ -58,14 +58,14 @@ class Layout:
         for name in FIFOS:
             os.mkfifo(self.directory / name, 0o600)
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """Write ``launch.json``."""
-        _write_json(self.plan, plan)
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Write ``launch.plan``."""
+        _write(self.plan, marshal.dumps(plan))
 
     def write_record(self, handle: Handle) -> None:
         """Write ``sandbox.json``, at once or not at all."""
         draft = self.record.with_suffix(".new")
-        _write_json(draft, handle.to_json())
+        _write(draft, json.dumps(handle.to_json()).encode())
         os.replace(draft, self.record)
 
     def read_record(self) -> Handle | None:
@@ -89,10 +89,10 @@ def _unless_missing(_call: object, _path: object, error: tuple[Any, BaseExceptio
         raise error[1]
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _write(path: Path, content: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump(value, file)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
 
 
 def _tail(path: Path) -> str:

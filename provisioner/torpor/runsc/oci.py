@@ -139,16 +139,14 @@ def _mount(source: str, at: str, kind: str, *options: str) -> dict[str, Any]:
 
 
 def _annotations(folders: Sequence[FolderMount]) -> dict[str, str]:
-    """Tell gVisor which bound folders it may cache, because nobody else changes them."""
+    """Tell gVisor which bound folders others change too; it may cache the rest."""
     found: dict[str, str] = {}
     for folder in folders:
         if folder.live:
-            continue
-        prefix = f"dev.gvisor.spec.mount.{folder.name}"
-        found |= {
-            f"{prefix}.source": folder.source,
-            f"{prefix}.type": "bind",
-            f"{prefix}.share": "container",
-            f"{prefix}.options": "ro",
-        }
+            prefix = f"dev.gvisor.spec.mount.{folder.name}"
+            found |= {
+                f"{prefix}.source": folder.source,
+                f"{prefix}.type": "bind",
+                f"{prefix}.share": "shared",
+            }
     return found

@@ -1,7 +1,7 @@
 """Everything the launcher is told about one sandbox: the tree of files, the bundle, runsc's argv.
 Pure.
 
-`launch_plan` gives the JSON object that `torpor.runsc.launcher` reads. What the sandbox sees is
+`launch_plan` gives what `torpor.runsc.launcher` reads. What the sandbox sees is
 the tree's
 ``/rootfs``: the host's system folders and the environments bound read-only beside generated files,
 so that gVisor reaches all of it through one cached mount. Only what lies in a place that something
@@ -81,7 +81,7 @@ def launch_plan(
     process: GuestProcess,
     boot: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Give the object of ``launch.json``; ``boot`` is the guest's ``boot.json``."""
+    """Give the plan, in types that JSON has too; ``boot`` is the guest's ``boot.json``."""
     mounts = _folder_mounts(folders, workspace)
     in_root, _ = _split(folders, workspace)
     config = oci_config(
@@ -129,8 +129,9 @@ def runsc_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
         "--oci-seccomp",
         "--net-raw=false",
         f"--overlay2={overlay}",
+        # What the sandbox alone uses is cached; the workspace is marked as shared in the bundle.
         "--file-access=exclusive",
-        "--file-access-mounts=shared",
+        "--file-access-mounts=exclusive",
         "--gvisor-marker-file",
         "run",
         f"--bundle={_BUNDLE}",

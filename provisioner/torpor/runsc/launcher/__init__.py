@@ -1,14 +1,18 @@
 """The small program that puts runsc into its own powerless corner and becomes it.
 
-Run as ``python -I -S -E launcher/`` with the standard library only, because it is started once per
-sandbox and every import is paid in cold-start time. `torpor.runsc.spawn` starts it and speaks this
-protocol with it, one JSON object per line::
+Run as ``python -I -S -E launcher/__main__.py ARGUMENTS`` with the standard library only, and little of that,
+because it is started once per sandbox and every import is paid in cold-start time: hence `marshal`
+and lines of text, not JSON, and types that only the type checker imports.
 
-    stdin   {"plan": "/dir/launch.json", "uid": int|null, "gid": int|null, "cgroups":
-    ["/…/cgroup.procs"]} stdout  {"pid": int, "notes": [str]}        the sandbox's first process,
-    not running yet stdin   go                                  end of file instead of it: leave
-    without a trace stdout  (closed)                            runsc has taken over; or stdout
-    {"error": {"step": str, "errno": int, "message": str}}
+`torpor.runsc.spawn` starts it with arguments and speaks this protocol with it, in lines::
 
-``launch.json`` is what `torpor.runsc.plan.launch_plan` gives.
+    PLAN-FILE UID GID CGROUP-FOLDER...      UID and GID are - to keep the caller's own
+
+    stdout  note TEXT                 something had to be done differently
+    stdout  pid NUMBER                the sandbox's first process, not running yet
+    stdin   go                        end of file instead of it: leave without a trace
+    stdout  (end of file)             runsc has taken over
+    stdout  error STEP ERRNO TEXT     instead of any of the above: it is gone
+
+``PLAN-FILE`` holds what `torpor.runsc.plan.launch_plan` gives, marshalled by the same Python.
 """

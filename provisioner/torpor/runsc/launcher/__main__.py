@@ -1,10 +1,10 @@
-"""``python -I -S -E launcher/``: tiny, because this file is compiled at every start."""
+"""Tiny, because this file is compiled at every start."""
 
 import sys
 
-# .../torpor/runsc/launcher: only packages with empty ``__init__`` lie on the way.
-sys.path.insert(0, sys.path[0].rsplit("/", 3)[0])
+# .../torpor/runsc/launcher/__main__.py: only packages with next to empty ``__init__`` on the way.
+sys.path.insert(0, __file__.rsplit("/", 4)[0])
 
 from torpor.runsc.launcher.run import main
 
-main()
+main(sys.argv[1:])

@@ -2,72 +2,76 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import resource
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
 
 from torpor.runsc.launcher import syscalls as sys_
 from torpor.runsc.launcher.tree import Tree
 
-_step = "start"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, NoReturn
+
+_step = "request"
+_report = 1
 
 
-@contextmanager
-def _doing(step: str) -> Iterator[None]:
-    """Name the step that an error of the block belongs to."""
+def _at(step: str) -> None:
+    """Name the step that the next error belongs to."""
     global _step
     _step = step
-    yield
 
 
-def main() -> NoReturn:
-    """Read the request, build, report, wait for ``go``, become runsc. Never returns."""
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Build, report, wait for ``go``, become runsc. Never returns."""
+    global _report
     try:
-        request = json.loads(_line())
-        with open(request["plan"], encoding="utf-8") as file:
-            plan = json.load(file)
-        _launch(request, plan)
+        _report = os.dup(1)  # closed when runsc takes over, unlike descriptor 1 itself
+        path, uid, gid, *cgroups = arguments
+        with open(path, "rb") as file:
+            plan = marshal.load(file)
+        _launch(plan, None if uid == "-" else (int(uid), int(gid)), cgroups)
     except OSError as exc:
-        _say({"error": {"step": _step, "errno": exc.errno or 0, "message": str(exc)}})
+        _say(f"error {_step} {exc.errno or 0} {exc}")
     except BaseException as exc:
-        _say({"error": {"step": _step, "errno": 0, "message": f"{type(exc).__name__}: {exc}"}})
+        _say(f"error {_step} 0 {type(exc).__name__}: {exc}")
     os._exit(1)
 
 
-def _launch(request: Mapping[str, Any], plan: Mapping[str, Any]) -> NoReturn:
-    owner = None if request["uid"] is None else (int(request["uid"]), int(request["gid"]))
-    with _doing("cgroup"):
-        for path in request["cgroups"]:
-            _write(path, str(os.getpid()))
-    with _doing("stdio"):
-        stdio = _open_stdio(plan, owner)
+def _launch(
+    plan: Mapping[str, Any], owner: tuple[int, int] | None, cgroups: Sequence[str]
+) -> NoReturn:
+    _at("cgroup")
+    for folder in cgroups:
+        _write(f"{folder}/cgroup.procs", str(os.getpid()))
+    _at("stdio")
+    stdio = _open_stdio(plan, owner)
+    _at("namespace")
+    _enter_mount_namespace(owner)
+    _at("files")
     tree = Tree(plan["build_at"], owner)
-    with _doing("namespace"):
-        _enter_mount_namespace(owner)
-    with _doing("tree"):
-        tree.build(plan["tree"])
-    with _doing("process"):
-        child = sys_.clone_into_pid_namespace(sibling=True)
-    if child:
+    tree.build(plan["tree"])
+    for note in tree.notes:
+        _say(f"note {note}")
+    _at("process")
+    if sys_.clone_into_pid_namespace(sibling=True):
         os._exit(0)
-    # The child knows itself as process 1; only its /proc/self of the old namespace has the real
-    # number.
-    _say({"pid": int(os.readlink("/proc/self")), "notes": tree.notes})
-    with _doing("root"):
-        _enter_root(plan)
-    with _doing("namespace"):
-        _become_powerless(owner)
-    with _doing("start"):
-        if _line() != b"go":
-            os._exit(1)
-        _limit(plan)
-        for number, fd in enumerate(stdio):
-            os.dup2(fd, number, inheritable=True)
-    with _doing("exec"):
-        os.execve(plan["argv"][0], plan["argv"], plan["env"])
+    # This is the child. It is process 1 to itself; the old /proc still has its real number.
+    _say(f"pid {os.readlink('/proc/self')}")
+    _at("files")
+    _enter_root(plan)
+    _at("namespace")
+    _become_powerless(owner)
+    _at("request")
+    if _line() != "go":
+        os._exit(1)
+    _limit(plan)
+    _at("runsc")
+    for number, fd in enumerate(stdio):
+        os.dup2(fd, number, inheritable=True)
+    os.execve(plan["argv"][0], plan["argv"], plan["env"])
 
 
 def _open_stdio(plan: Mapping[str, Any], owner: tuple[int, int] | None) -> list[int]:
@@ -137,25 +141,29 @@ def _limit(plan: Mapping[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # When the whole machine runs out of memory, a sandbox goes before the user's other programs.
-    with suppress(OSError):
+    try:  # noqa: SIM105 (importing contextlib takes milliseconds)
+        # When the machine runs out of memory, a sandbox goes before the user's other programs.
         _write("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
+    except OSError:
+        pass
 
 
-def _line() -> bytes:
-    """Read one line from stdin and not a byte more; b"" at its end."""
+def _line() -> str:
+    """Read one line from stdin and not a byte more; "" at its end."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
         if not byte:
             break
         line += byte
-    return line.rstrip(b"\n")
+    return os.fsdecode(line.rstrip(b"\n"))
 
 
-def _say(message: Mapping[str, Any]) -> None:
-    with suppress(OSError):
-        os.write(1, json.dumps(message).encode() + b"\n")
+def _say(text: str) -> None:
+    try:  # noqa: SIM105
+        os.write(_report, os.fsencode(text.replace("\n", " ")) + b"\n")
+    except OSError:
+        pass  # nobody listens any more
 
 
 def _write(path: str, text: str) -> None:

@@ -19,10 +19,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torpor.runsc.launcher import syscalls as sys_
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 TREE_BYTES = "8m"
 TREE_FILES = 4096
@@ -32,14 +35,14 @@ class Tree:
     """The new root under construction at ``at``; ``owner`` is the sandbox's (uid, gid) on the host.
 
     ``owner`` is None when the caller's own uid runs the sandbox: then nothing is handed over or
-    mapped.
-    ``notes`` collects what had to be done differently, in words for the user.
+    mapped. ``notes`` collects what had to be done differently, in words for the user.
     """
 
     def __init__(self, at: str, owner: tuple[int, int] | None) -> None:
         self.at = at
         self.owner = owner
         self.notes: list[str] = []
+        self._maps: dict[tuple[int, int], int] = {}
 
     def build(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Make every entry, in order. Raises OSError with the path in its message."""
@@ -48,8 +51,12 @@ class Tree:
         sys_.mount("torpor", self.at, "tmpfs", flags, options)
         # A bind source may contain the place where this tree is built: do not bind it into itself.
         sys_.mount(None, self.at, None, sys_.MS_UNBINDABLE)
-        for entry in entries:
-            getattr(self, f"_{entry['do']}")(entry, self.at + entry["at"])
+        try:
+            for entry in entries:
+                getattr(self, f"_{entry['do']}")(entry, self.at + entry["at"])
+        finally:
+            for namespace in self._maps.values():
+                os.close(namespace)
 
     def _directory(self, entry: Mapping[str, Any], path: str) -> None:
         os.makedirs(path, exist_ok=True)
@@ -105,11 +112,10 @@ class Tree:
 
     def _bind_as_owner(self, entry: Mapping[str, Any], path: str, status: os.stat_result) -> None:
         assert self.owner is not None
-        namespace = _owner_map(status, self.owner)
-        try:
-            tree = self._mapped_copy(entry, namespace)
-        finally:
-            os.close(namespace)
+        theirs = (status.st_uid, status.st_gid)
+        if theirs not in self._maps:
+            self._maps[theirs] = _owner_map(theirs, self.owner)
+        tree = self._mapped_copy(entry, self._maps[theirs])
         try:
             sys_.move_mount(tree, path)
         finally:
@@ -144,8 +150,8 @@ def _make_mount_point(path: str, *, is_folder: bool) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
-def _owner_map(status: os.stat_result, owner: tuple[int, int]) -> int:
-    """Give a descriptor of a user namespace that shows ``status``'s owner as ``owner``."""
+def _owner_map(theirs: tuple[int, int], owner: tuple[int, int]) -> int:
+    """Give a descriptor of a user namespace that shows what is ``theirs`` as ``owner``'s."""
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     child = os.fork()
@@ -163,8 +169,8 @@ def _owner_map(status: os.stat_result, owner: tuple[int, int]) -> int:
     try:
         if os.read(ready_read, 1) != b"x":
             raise OSError(1, "user namespace for the owner map: Operation not permitted")
-        _write(f"/proc/{child}/uid_map", f"{status.st_uid} {owner[0]} 1")
-        _write(f"/proc/{child}/gid_map", f"{status.st_gid} {owner[1]} 1")
+        _write(f"/proc/{child}/uid_map", f"{theirs[0]} {owner[0]} 1")
+        _write(f"/proc/{child}/gid_map", f"{theirs[1]} {owner[1]} 1")
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready_read)

@@ -54,6 +54,19 @@ async def kill(pid: int, started: int, *, within_s: float) -> bool:
     return True
 
 
+async def reaped(child: int) -> None:
+    """Wait for the end of a dying child of this process and collect it."""
+    try:
+        fd = os.pidfd_open(child)
+    except OSError:
+        return
+    try:
+        await _readable(fd)
+    finally:
+        os.close(fd)
+    reap(child)
+
+
 def reap(pid: int) -> None:
     """Collect a dead child of ours; a stranger, or one that lives, is left alone."""
     with suppress(ChildProcessError):
