@@ -1,0 +1,1 @@
+"""Suites of other projects, unmodified, with every kernel routed through Torpor."""

@@ -1,0 +1,149 @@
+"""Run the test suites of other projects with ``JUPYTER_DEFAULT_PROVISIONER_NAME=torpor-provisioner``.
+
+``python -m tests.upstream.run [SUITE ...] [--without]`` fetches the source release of the installed version
+from the package index, runs its suite through Torpor and, with ``--without``, on the plain provisioner too,
+and compares test by test. What passes there must pass here; ``EXCEPTIONS`` lists what cannot, with the
+reason. Nothing of the suites is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.home import torpor_home
+
+FOLDER = Path("build/upstream")
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """``select``: paths below the source release; ``exceptions``: test id part -> why it differs."""
+
+    package: str
+    select: tuple[str, ...]
+    exceptions: dict[str, str]
+    options: tuple[str, ...] = ()
+
+
+SUITES = (
+    Suite("jupyter_client", ("tests",), {}),
+    Suite("nbclient", ("tests",), {}),
+    Suite(
+        "ipykernel",
+        (
+            "tests/test_async.py",
+            "tests/test_debugger.py",
+            "tests/test_kernel.py",
+            "tests/test_message_spec.py",
+            "tests/test_subshells.py",
+        ),
+        {},
+    ),
+)
+
+
+def fetch(suite: Suite) -> Path:
+    """Give the folder of the unpacked source release of the installed version."""
+    version = importlib.metadata.version(suite.package)
+    folder = FOLDER / f"{suite.package}-{version}"
+    if folder.is_dir():
+        return folder
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
+    command += ["--no-build-isolation", "-d", str(FOLDER), f"{suite.package}=={version}"]
+    subprocess.run(command, check=True)
+    with tarfile.open(FOLDER / f"{folder.name}.tar.gz") as archive:
+        archive.extractall(FOLDER, filter="data")
+    return folder
+
+
+def run(suite: Suite, folder: Path, label: str) -> dict[str, str]:
+    """Run the suite; give test id -> passed | failed | skipped."""
+    report = (FOLDER / f"{suite.package}-{label}.xml").resolve()
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command += ["-p", "no:asyncio", "-p", "no:hypothesispytest", f"--junitxml={report}"]
+    began = time.monotonic()
+    log = FOLDER / f"{suite.package}-{label}.log"
+    with log.open("wb") as out:
+        subprocess.run(
+            [*command, *suite.options, *suite.select],
+            cwd=folder,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    results = parse(report)
+    counts = {w: list(results.values()).count(w) for w in ("passed", "failed", "skipped")}
+    print(
+        f"{suite.package} {label}: {counts} in {time.monotonic() - began:.0f} s ({log})", flush=True
+    )
+    return results
+
+
+def parse(report: Path) -> dict[str, str]:
+    """Read a JUnit report: test id -> passed | failed | skipped."""
+    results = {}
+    for case in ET.parse(report).iter("testcase"):
+        tags = {child.tag for child in case}
+        bad = tags & {"failure", "error"}
+        outcome = "failed" if bad else "skipped" if "skipped" in tags else "passed"
+        results[f"{case.get('classname')}::{case.get('name')}"] = outcome
+    return results
+
+
+def judge(suite: Suite, with_us: dict[str, str], without: dict[str, str] | None) -> int:
+    """Print every difference that is not an exception; give how many there are."""
+    wrong = 0
+    for test, outcome in sorted(with_us.items()):
+        reason = next((why for part, why in suite.exceptions.items() if part in test), None)
+        plain = without.get(test) if without else None
+        if outcome == "failed" and plain == "failed":
+            print(f"  fails without Torpor too: {test}")
+        elif outcome == "failed" and reason:
+            print(f"  exception: {test}: {reason}")
+        elif outcome == "failed" or (plain == "passed" and outcome != "passed" and not reason):
+            wrong += 1
+            print(f"  DIFFERS: {test}: {outcome}, plain {plain or 'not run'}")
+    if without:
+        missing = set(without) - set(with_us)
+        wrong += len(missing)
+        print(
+            f"  {len(missing)} tests did not run: {sorted(missing)[:5]}" if missing else "  all ran"
+        )
+    return wrong
+
+
+def main() -> int:
+    """Exit 0 when no suite differs beyond its listed exceptions."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="*", default=[suite.package for suite in SUITES])
+    parser.add_argument("--without", action="store_true", help="run on the plain provisioner too")
+    options = parser.parse_args()
+    wrong = 0
+    for suite in SUITES:
+        if suite.package not in options.suites:
+            continue
+        folder = fetch(suite)
+        without = run(suite, folder, "plain") if options.without else None
+        with torpor_home() as home:
+            os.environ.pop("JUPYTER_PATH")
+            os.environ["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "torpor-provisioner"
+            with_us = run(suite, folder, "torpor")
+            (FOLDER / f"{suite.package}-torpord.log").write_bytes(
+                b"".join(path.read_bytes() for path in sorted((home / "state").glob("*.log")))
+            )
+        wrong += judge(suite, with_us, without)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
