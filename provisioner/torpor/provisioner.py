@@ -22,7 +22,7 @@ from typing import Any
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.localinterfaces import is_local_ip, local_ips
-from jupyter_client.provisioning import KernelProvisionerBase
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Unicode
 
 from torpor.api import CHANNELS, Endpoints, LaunchRequest
@@ -238,7 +238,7 @@ class TorporProvisioner(KernelProvisionerBase):
             transport=km.transport,
             ip=km.ip,
             ports={name: getattr(km, f"{name}_port") for name in CHANNELS},
-            key=km.session.key.decode(),
+            key=bytes(km.session.key).decode(),
             signature_scheme=km.session.signature_scheme,
             curve_publickey=_text(km.curve_publickey),
             curve_secretkey=_text(km.curve_secretkey),

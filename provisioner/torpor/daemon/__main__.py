@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, *, make_backend: MakeBackend | None 
     options = parser.parse_args(argv)
     if options.detach and os.fork():  # before anything heavy is imported
         return 0
-    os.umask(0o077)
+    os.umask(0o022)  # the same for every user; what is private lies in folders of mode 0700
     from torpor.errors import SandboxError
 
     tell = _Teller(options.ready_fd)
@@ -72,7 +72,9 @@ def _run(make_backend: MakeBackend, on_ready: Callable[[], None]) -> None:
 
 
 def _local_backend(source: SettingsSource, paths: Paths) -> Backend:
-    raise NotImplementedError
+    from torpor.daemon.backend import make_backend
+
+    return make_backend(source, paths)
 
 
 class _Teller:

@@ -17,6 +17,7 @@ from torpor._version import __version__
 from torpor.api import API_VERSION, LaunchRequest
 from torpor.backends.base import Backend
 from torpor.config import DaemonSettings, Settings, SettingsSource
+from torpor.daemon.backend import ConfiguredBackend
 from torpor.daemon.bridge_keeper import BridgeKeeper
 from torpor.daemon.describe import described
 from torpor.daemon.handlers import routes
@@ -159,4 +160,6 @@ class Daemon:
         }
 
     async def _runsc(self) -> dict[str, Any]:
-        return {"path": None, "build": None, "ok": False}
+        if not isinstance(self.parts.backend, ConfiguredBackend):
+            return {"path": None, "build": "", "ok": False, "reason": "not used", "hint": ""}
+        return (await self.parts.backend.runsc()).to_json()

@@ -51,8 +51,8 @@ def start_logging(path: Path, *, max_bytes: int, keep: int) -> logging.Handler:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     _log.setLevel(logging.INFO)
-    # Tornado warns of every 4xx; the handlers log what matters themselves.
-    logging.getLogger("tornado.access").setLevel(logging.ERROR)
+    # Tornado reports every refusal; the handlers log what matters themselves.
+    logging.getLogger("tornado.access").setLevel(logging.CRITICAL)
     return handler
 
 
