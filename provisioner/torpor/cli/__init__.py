@@ -1,0 +1,1 @@
+"""The command line: ``torpor`` (also ``jupyter torpor``)."""

@@ -37,7 +37,7 @@ RELEASE = "20260907"
 """The official release nearest to ``GO_VERSION``."""
 
 INSTALL_HINT = "run `torpor install-runsc`"
-_OLD_HINT = f"{INSTALL_HINT}, or allow old builds (allow_old_runsc) and live with failed restores"
+_OLD_HINT = f"{INSTALL_HINT}, or set c.Torpor.allow_old_runsc = True in torpor_config.py"
 _ASK_TIMEOUT_S = 20.0
 
 _BUILD_LINE = re.compile(r"^runsc version (\S+)\s*$", re.MULTILINE)

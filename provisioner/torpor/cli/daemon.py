@@ -1,0 +1,92 @@
+"""``torpor daemon start|stop|status``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from traitlets import Bool
+
+from torpor.cli.command import FLAGS, Command, progress
+from torpor.cli.reach import client_of, daemon_status
+from torpor.cli.text import age
+
+NOT_RUNNING = 3
+
+
+class StartCommand(Command):
+    name = "torpor daemon start"
+    description = """Start the daemon, if it does not run.
+
+    Normally it starts by itself with the first kernel and ends by itself after the last."""
+
+    def run(self) -> int:
+        if asyncio.run(daemon_status(self.paths)) is None:
+            progress("starting torpord")
+        status = asyncio.run(client_of(self.paths).ensure())
+        self.show({"running": True, **status}, _text(status))
+        return 0
+
+
+class StopCommand(Command):
+    name = "torpor daemon stop"
+    description = """Stop the daemon. Refused while it holds kernels, unless --force is given.
+
+    With --force kernels go on: their messages pass through the bridge, a process of its own, and
+    the next daemon takes them over. Only starts, restarts and signals wait for it."""
+    flags: dict[str, Any] = {  # noqa: RUF012
+        **FLAGS,
+        "force": ({"StopCommand": {"force": True}}, "Stop it also while it holds kernels."),
+    }
+
+    force = Bool(
+        False,
+        help="Stop it also while it holds kernels; off, because new ones then start it again.",
+    ).tag(config=True)
+
+    def run(self) -> int:
+        was = asyncio.run(daemon_status(self.paths))
+        if was is not None:
+            progress(f"stopping torpord (pid {was.get('pid')})")
+            asyncio.run(client_of(self.paths).shutdown(force=self.force))
+        text = "torpord did not run" if was is None else "torpord has stopped"
+        self.show({"running": False, "stopped": was is not None}, text)
+        return 0
+
+
+class StatusCommand(Command):
+    name = "torpor daemon status"
+    description = "Show whether the daemon runs. Exit code: 0 it runs, 3 it does not."
+
+    def run(self) -> int:
+        status = asyncio.run(daemon_status(self.paths))
+        if status is None:
+            text = "torpord does not run; it starts by itself with the first kernel"
+            self.show({"running": False}, text)
+            return NOT_RUNNING
+        self.show({"running": True, **status}, _text(status))
+        return 0
+
+
+class DaemonCommand(Command):
+    name = "torpor daemon"
+    description = "Start or stop the daemon, or show its state."
+    subcommands: dict[str, Any] = {  # noqa: RUF012
+        "start": (StartCommand, "Start the daemon, if it does not run."),
+        "stop": (StopCommand, "Stop the daemon."),
+        "status": (StatusCommand, "Show whether the daemon runs."),
+    }
+
+
+def _text(status: Mapping[str, Any]) -> str:
+    bridge, runsc = status.get("bridge") or {}, status.get("runsc") or {}
+    rows = {
+        "torpord": f"{status.get('version')}, pid {status.get('pid')}",
+        "started": f"{age(status.get('started_at'))} ago",
+        "kernels": status.get("kernels"),
+        "bridge": f"pid {bridge['pid']}" if bridge.get("pid") else "not running",
+        "runsc": f"{runsc.get('build') or 'none'} {runsc.get('path') or ''}".strip(),
+        "state": status.get("state_dir"),
+    }
+    return "\n".join(f"{name:8} {value}" for name, value in rows.items())

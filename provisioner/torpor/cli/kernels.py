@@ -1,0 +1,48 @@
+"""``torpor kernels``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from torpor.cli.command import Command
+from torpor.cli.reach import kernels_now
+from torpor.cli.text import age, table
+
+
+class KernelsCommand(Command):
+    name = "torpor kernels"
+    description = """List the kernels that this user's daemon holds.
+
+    Starts nothing: where no daemon runs there are no kernels."""
+
+    def run(self) -> int:
+        kernels = asyncio.run(kernels_now(self.paths))
+        self.show({"kernels": kernels}, _text(kernels))
+        return 0
+
+
+def _text(kernels: list[dict[str, Any]]) -> str:
+    if not kernels:
+        return "no kernels"
+    headers = ["KERNEL", "NAME", "TEMPLATE", "STATUS", "STATE", "STARTED", "ACTIVE", "WORKSPACE"]
+    return table(headers, [_row(kernel) for kernel in kernels])
+
+
+def _row(kernel: Mapping[str, Any]) -> list[str]:
+    workspace = kernel.get("workspace") or {}
+    path = workspace.get("path")
+    status = str(kernel.get("status", "-"))
+    if status in ("exited", "gone") and kernel.get("reason"):
+        status = f"{status}: {kernel['reason']}"
+    return [
+        str(kernel.get("kernel_id", "-")),
+        str(kernel.get("kernel_name") or "-"),
+        str(kernel.get("template") or "-"),
+        status,
+        str(kernel.get("execution_state") or "-"),
+        age(kernel.get("created_at")),
+        age(kernel.get("last_activity")),
+        f"{path} ({workspace.get('mode', '?')})" if path else "-",
+    ]

@@ -1,0 +1,44 @@
+"""Asking the daemon without starting one that nobody needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torpor.paths import Paths
+
+if TYPE_CHECKING:
+    from torpor.client import Client
+
+
+def client_of(paths: Paths) -> Client:
+    """Give a client; its module takes 0.1 s to import, so only commands that talk pay for it."""
+    from torpor.client import Client
+
+    return Client(paths)
+
+
+async def daemon_status(paths: Paths) -> dict[str, Any] | None:
+    """Give the status of the running daemon; None when none runs. Starts nothing."""
+    from torpor.client import NotRunning
+
+    try:
+        return await client_of(paths).status()
+    except NotRunning:
+        return None
+
+
+async def kernels_now(paths: Paths) -> list[dict[str, Any]]:
+    """Give the state of every kernel.
+
+    A daemon is started only where a dead one left kernels behind, which go on without it.
+    """
+    if not _holds_kernels(paths) and await daemon_status(paths) is None:
+        return []
+    return await client_of(paths).kernels()
+
+
+def _holds_kernels(paths: Paths) -> bool:
+    try:
+        return any(paths.kernels.iterdir())
+    except OSError:
+        return False

@@ -1,0 +1,43 @@
+"""``torpor`` itself: the table of commands, each imported only when it is used."""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+from typing import Any
+
+from torpor.cli.command import Command
+
+
+class TorporCommand(Command):
+    name = "torpor"
+    description = "Jupyter kernels in gVisor sandboxes."
+    examples = cleandoc("""
+    torpor doctor                     # can this machine do it, and what to fix
+    torpor install-runsc              # get gVisor's runsc
+    torpor kernelspec install         # offer "Python 3 (gVisor)" beside "Python 3"
+    torpor kernels                    # what is running
+    """)
+    subcommands: dict[str, Any] = {  # noqa: RUF012 (traitlets' habit)
+        "doctor": (
+            "torpor.cli.doctor.DoctorCommand",
+            "Check this machine and say what to fix.",
+        ),
+        "install-runsc": (
+            "torpor.cli.install_runsc.InstallRunscCommand",
+            "Install gVisor's runsc for this user.",
+        ),
+        "kernelspec": (
+            "torpor.cli.kernelspec.KernelspecCommand",
+            "Add, list and remove sandboxed twins of installed kernels.",
+        ),
+        "kernels": ("torpor.cli.kernels.KernelsCommand", "List the kernels that the daemon holds."),
+        "templates": (
+            "torpor.cli.templates.TemplatesCommand",
+            "List the templates a kernel can be started from.",
+        ),
+        "logs": ("torpor.cli.logs.LogsCommand", "Show what the daemon and the bridge logged."),
+        "daemon": (
+            "torpor.cli.daemon.DaemonCommand",
+            "Start or stop the daemon, or show its state.",
+        ),
+    }
