@@ -22,6 +22,7 @@ from pathlib import Path
 from tests.home import torpor_home
 
 FOLDER = Path("build/upstream")
+ASYNCIO = ("-o", "asyncio_default_fixture_loop_scope=function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,11 @@ class Suite:
     package: str
     select: tuple[str, ...]
     exceptions: dict[str, str]
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ASYNCIO
 
 
 SUITES = (
-    Suite("jupyter_client", ("tests",), {}),
+    Suite("jupyter_client", ("tests",), {}, ("-p", "no:asyncio")),
     Suite("nbclient", ("tests",), {}),
     Suite(
         "ipykernel",
@@ -70,13 +71,14 @@ def run(suite: Suite, folder: Path, label: str) -> dict[str, str]:
     """Run the suite; give test id -> passed | failed | skipped."""
     report = (FOLDER / f"{suite.package}-{label}.xml").resolve()
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    command += ["-p", "no:asyncio", "-p", "no:hypothesispytest", f"--junitxml={report}"]
+    command += ["-p", "no:hypothesispytest", f"--junitxml={report}"]
     began = time.monotonic()
     log = FOLDER / f"{suite.package}-{label}.log"
     with log.open("wb") as out:
         subprocess.run(
             [*command, *suite.options, *suite.select],
             cwd=folder,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdout=out,
             stderr=subprocess.STDOUT,
             check=False,
