@@ -1,9 +1,10 @@
 """The guest put together: loop, link, relay, kernel, and the duties of PID 1."""
 
+from __future__ import annotations
+
 import _signal  # type: ignore[import-not-found, unused-ignore]  # the signal module builds enums for 6 ms
 import os
 import sys
-from typing import Any
 
 from torpor.link import Channel, Limits, Link, Role
 from torpor.link.fifo import FifoStream
@@ -16,6 +17,11 @@ from torpor_guest.relay import Relay
 from torpor_guest.rpc import Rpc
 from torpor_guest.spawn import SpawnError, kill_descendants
 from torpor_guest.wires import Wires
+
+TYPE_CHECKING = False  # as mypy knows it; typing itself takes 20 ms to import
+if TYPE_CHECKING:
+    from typing import Any
+
 
 _FAREWELL_S = 0.5
 _ENDING = (_signal.SIGTERM, _signal.SIGHUP)

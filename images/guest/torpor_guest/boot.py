@@ -11,7 +11,7 @@ the kernel is spawned, and in a sandbox those two imports cost 50 ms of everybod
                    "kernel_name": str}
 """
 
-from _json import make_scanner  # type: ignore[import-not-found, unused-ignore]
+from torpor_guest.lean_json import loads
 
 VERSION = 1
 
@@ -54,33 +54,18 @@ class Boot:
         self.buffer_bytes = buffer_bytes
 
 
-class _Scan:
-    """The attributes that the C scanner of ``json`` reads; values are those of ``json.loads``."""
-
-    strict = True
-    object_hook = None
-    object_pairs_hook = None
-    parse_float = float
-    parse_int = int
-    parse_constant = float
-
-    def __init__(self) -> None:
-        self.memo: dict[str, str] = {}
-
-
 def parse_boot(text: str) -> Boot:
     """Give the boot order in ``text``.
 
     Raises:
         BootError: not JSON, another version, or a field of the wrong type.
     """
-    text = text.strip()
     try:
-        body, end = make_scanner(_Scan())(text, 0)  # type: ignore[arg-type, unused-ignore]
-    except (ValueError, StopIteration) as exc:
+        body = loads(text)
+    except ValueError as exc:
         raise BootError(f"boot.json is not JSON: {exc}") from exc
-    if end != len(text) or not isinstance(body, dict):
-        raise BootError("boot.json is not one JSON object")
+    if not isinstance(body, dict):
+        raise BootError("boot.json is not a JSON object")
     if body.get("version") != VERSION:
         raise BootError(f"boot.json has version {body.get('version')!r}, not {VERSION}")
     key = body.get("key")

@@ -9,7 +9,8 @@
 
 import _socket
 import os
-from _json import encode_basestring_ascii as quote
+
+from torpor_guest.lean_json import dumps
 
 _NAMES = ("shell", "iopub", "stdin", "control", "hb")
 # Below every system's ephemeral range (Linux 32768+, gVisor 16000+). In that range a connect to a
@@ -42,14 +43,14 @@ def make_connection(folder: str, key: str, kernel_name: str) -> Connection:
         OSError: the folder cannot be made or written, or no port is free.
     """
     ports = dict(zip(_NAMES, _free_ports(len(_NAMES)), strict=True))
-    fields = [f'"{name}_port": {port}' for name, port in ports.items()]
-    fields.append('"transport": "tcp", "ip": "127.0.0.1", "signature_scheme": "hmac-sha256"')
-    fields.append(f'"key": {quote(key)}, "kernel_name": {quote(kernel_name)}')
+    body: dict[str, object] = {f"{name}_port": port for name, port in ports.items()}
+    body |= {"transport": "tcp", "ip": "127.0.0.1", "signature_scheme": "hmac-sha256"}
+    body |= {"key": key, "kernel_name": kernel_name}
     os.makedirs(folder, mode=0o700, exist_ok=True)
     path = f"{folder}/kernel-{os.urandom(8).hex()}.json"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, ("{" + ", ".join(fields) + "}").encode())
+        os.write(fd, dumps(body))
     finally:
         os.close(fd)
     return Connection(path, ports)

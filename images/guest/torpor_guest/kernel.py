@@ -11,9 +11,9 @@ Every start has a generation number, from 1. What the host learns of it are thes
 with at most one of them, and only when its process has been reaped.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
-from typing import Any
 
 from torpor.link import Channel
 
@@ -26,8 +26,13 @@ from torpor_guest.spawn import SpawnError, kill_session
 from torpor_guest.wires import Wires
 from torpor_guest.zmtp import Part
 
-Emit = Callable[[dict[str, Any]], None]
-Done = Callable[[SpawnError | None], None]
+TYPE_CHECKING = False  # as mypy knows it; typing itself takes 20 ms to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Emit = Callable[[dict[str, Any]], None]
+    Done = Callable[[SpawnError | None], None]
 
 
 class Kernel:

@@ -26,8 +26,7 @@ class Output:
             pass
         text = self._kept
         if len(text) > self._limit:
-            text = text[-self._limit :]
-            text = text[text.find(b"\n") + 1 :] or text
+            text = text.partition(b"\n")[2] or text[-self._limit :]
         return text.decode("utf-8", "replace")
 
     def _ready(self, _events: int) -> None:

@@ -7,18 +7,24 @@ not: when the queue is full, display output is dropped here, counted and reporte
 room for status and everything else.
 """
 
-import json
+from __future__ import annotations
+
 from collections import deque
-from collections.abc import Callable
-from typing import Any
 
 from torpor.link import Channel, Link, LinkProtocolError, Message, Opened, QueueFull
 from torpor.link.fifo import FifoStream
 
+from torpor_guest.lean_json import dumps, loads
 from torpor_guest.loop import READ, WRITE, Loop
 from torpor_guest.probe import DELIMITER
 from torpor_guest.wires import Wires
 from torpor_guest.zmtp import Part
+
+TYPE_CHECKING = False  # as mypy knows it; typing itself takes 20 ms to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 
 _READ_BYTES = 1 << 20
 _WRITES_PER_ROUND = 16
@@ -67,7 +73,7 @@ class Relay:
     def emit(self, body: dict[str, Any]) -> None:
         """Send one RPC body (event or answer) to the host; lost only if it reads no RPC at all."""
         try:
-            self._link.send(Channel.RPC, [json.dumps(body).encode()])
+            self._link.send(Channel.RPC, [dumps(body)])
         except QueueFull:
             self._count(Channel.RPC, 1, 0)
 
@@ -203,9 +209,13 @@ class Relay:
 
 def _message_type(parts: list[Part]) -> str:
     try:
-        return str(json.loads(bytes(parts[parts.index(DELIMITER) + 2]))["msg_type"])
+        return str(_header(parts)["msg_type"])
     except (ValueError, IndexError, KeyError, TypeError):
         return ""
+
+
+def _header(parts: list[Part]) -> Any:
+    return loads(bytes(parts[parts.index(DELIMITER) + 2]))
 
 
 def _stderr() -> Any:

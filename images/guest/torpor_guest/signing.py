@@ -1,7 +1,12 @@
 """HMAC-SHA256 of a Jupyter message, without OpenSSL: ``hmac`` would load it for 10 ms and 4 MiB."""
 
-from collections.abc import Iterable
-from typing import Any
+from __future__ import annotations
+
+TYPE_CHECKING = False  # as mypy knows it; typing itself takes 20 ms to import
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
 
 _BLOCK_BYTES = 64
 
