@@ -50,7 +50,7 @@ def installed_guest() -> GuestCode:
         GUEST_FOLDER: str(Path(spec.submodule_search_locations[0])),
         LINK_FOLDER: str(Path(torpor.__path__[0]) / "link"),
     }
-    return GuestCode((sys.executable, "-I", "-B", GUEST_FOLDER, BOOT_FILE), folders)
+    return GuestCode((sys.executable, "-I", "-S", "-B", GUEST_FOLDER, BOOT_FILE), folders)
 
 
 @dataclass(frozen=True, slots=True)
