@@ -90,6 +90,9 @@ class Endpoints:
             middle.counters,
             record,
         )
+        self.touched: set[Channel] = set()  # sent to in this turn
+        self._rechecks = {channel: inlet.ready for channel, inlet in self._inlets.items()}
+        self._rechecks[Channel.IOPUB] = self.subscriptions.ready
         self._watch()
 
     def attach(self, line: Line) -> None:
@@ -113,15 +116,15 @@ class Endpoints:
     def turn_over(self) -> None:
         """After a turn of the line: whoever waited for room goes on.
 
-        Every socket is asked again, too: sending may have swallowed the edge that announced a
-        message.
+        Sockets that were sent to are asked again, as sending may have swallowed the edge that announced
+        a message.
         """
         for inlet in self._inlets.values():
             if inlet.paused:
                 inlet.resume()
-            else:
-                inlet.ready()
-        self.subscriptions.ready()
+        for channel in self.touched:
+            self._rechecks[channel]()
+        self.touched.clear()
 
     def close(self) -> None:
         """Unbind; idempotent."""

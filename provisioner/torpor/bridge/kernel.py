@@ -233,6 +233,7 @@ class Kernel:
         self._counters.from_guest += 1
         self._counters.from_guest_bytes += sum(map(len, parts))
         signed = [*parts[: cut + 1], self._signer.sign(body), *parts[cut + 2 :]]
+        self.endpoints.touched.add(channel)
         self.endpoints.outlets[channel].offer(signed, message)
 
     def _connect(self, fifos: Fifos, *, resume: bool) -> None:

@@ -21,7 +21,7 @@ from torpor.errors import LinkProtocolError
 from torpor.link import Channel, Limits, Link, Message, Opened, Role
 from torpor.link.fifo import FifoStream
 
-READ_BYTES = 131_072
+READ_BYTES = 524_288
 MESSAGES_PER_TURN = 128
 LIMITS = Limits()
 SOFT_QUEUE_BYTES = 8 << 20  # beyond it no further message is taken from clients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,19 +10,22 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torpor.link
 import torpor_guest
 import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_core.utils import ensure_event_loop
 from torpor.bridge.client import BridgeClient
 from torpor.bridge.spawn import ensure_bridge
 from torpor.paths import Paths
 
+T = TypeVar("T")
 GUEST_KEY = "0123456789abcdef0123456789abcdef"
 IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 FIFOS = {"fifo_in": "to_guest", "fifo_out": "from_guest", "fifo_err": "guest_stderr"}
@@ -68,7 +72,7 @@ class Sandbox:
         fds = [os.open(self.fifos[name], os.O_RDWR) for name in FIFOS]
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(code / "torpor_guest"), str(folder / "boot.json")],
+                [sys.executable, "-I", "-B", "-S", str(code / "torpor_guest"), str(folder / "boot.json")],
                 stdin=fds[0],
                 stdout=fds[1],
                 stderr=fds[2],
@@ -107,6 +111,12 @@ class World:
         self.connections: dict[str, dict[str, Any]] = {}
         self.requests: dict[str, dict[str, Any]] = {}
         self.bridge: BridgeClient
+        self._thread = ThreadPoolExecutor(1, "client")
+
+    async def run(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Do something blocking, always in the same thread: jupyter_client keeps a loop for each."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: call(*args, **options))
 
     async def connect(self) -> BridgeClient:
         """Get hold of the bridge, as a daemon does."""
@@ -181,13 +191,18 @@ class World:
 
     async def aclose(self) -> None:
         """End everything, the bridge included."""
-        for client in self.clients:
-            client.stop_channels()
+        await self.run(self._stop_clients)
+        self._thread.shutdown()
         for sandbox in self.sandboxes:
             sandbox.kill()
         with contextlib.suppress(Exception):
             await self.bridge.call("shutdown", force=True)
         await self.bridge.aclose()
+
+    def _stop_clients(self) -> None:
+        for client in self.clients:
+            client.stop_channels()
+        ensure_event_loop().close()
 
 
 def connection_file(client: dict[str, Any]) -> dict[str, Any]:
