@@ -4,6 +4,7 @@ Standard library only, and nothing of the rest of ``torpor``: inside the sandbox
 """
 
 from .errors import LinkProtocolError as LinkProtocolError
+from .errors import MessageTooLarge as MessageTooLarge
 from .errors import QueueFull as QueueFull
 from .session import Link as Link
 from .types import Channel as Channel
@@ -12,3 +13,4 @@ from .types import LinkState as LinkState
 from .types import Message as Message
 from .types import Opened as Opened
 from .types import Role as Role
+from .types import message_cost as message_cost

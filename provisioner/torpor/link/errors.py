@@ -9,3 +9,7 @@ class LinkProtocolError(Exception):
 
 class QueueFull(Exception):
     """A message does not fit the bounded queue of its channel; nothing of it was queued."""
+
+
+class MessageTooLarge(QueueFull):
+    """A message that no queue of this link will ever take; waiting for room cannot help."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Sequence
-from pathlib import Path
 
 from .types import Buffer
 
@@ -24,6 +24,7 @@ class FifoStream:
     """Non-blocking reads and writes on two descriptors, which it owns."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
+        """Take over two descriptors and make them non-blocking."""
         self._read_fd = read_fd
         self._write_fd = write_fd
         for fd in (read_fd, write_fd):
@@ -33,22 +34,40 @@ class FifoStream:
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     @classmethod
-    def open(cls, read_path: str | Path, write_path: str | Path) -> FifoStream:
-        """Open two existing FIFOs; on failure nothing stays open."""
-        read_fd = os.open(read_path, _FLAGS)
-        try:
-            write_fd = os.open(write_path, _FLAGS)
-        except BaseException:
-            os.close(read_fd)
-            raise
-        return cls(read_fd, write_fd)
+    def open(
+        cls, read_path: str | os.PathLike[str], write_path: str | os.PathLike[str]
+    ) -> FifoStream:
+        """Open two existing FIFOs.
+
+        Raises:
+            OSError: one cannot be opened, or is not a FIFO. Nothing stays open.
+        """
+        with contextlib.ExitStack() as undo:
+            fds = []
+            for path in (read_path, write_path):
+                fd = os.open(path, _FLAGS)
+                undo.callback(os.close, fd)
+                if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    raise OSError(f"{os.fspath(path)} is not a FIFO")
+                fds.append(fd)
+            stream = cls(*fds)
+            undo.pop_all()
+        return stream
 
     def read(self, max_bytes: int = 1 << 18) -> bytes:
-        """Give up to ``max_bytes``; ``b""`` means that nothing is there now."""
+        """Give up to ``max_bytes``; ``b""`` means that nothing is there now.
+
+        Raises:
+            EOFError: nothing will come ever again (a pipe or socket that the other side has closed;
+                never two FIFOs that are open as ``open`` does it).
+        """
         try:
-            return os.read(self._read_fd, max_bytes)
+            data = os.read(self._read_fd, max_bytes)
         except BlockingIOError:
             return b""
+        if not data:
+            raise EOFError("the other side has closed the stream")
+        return data
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         """Write what fits now, in order; give the number of bytes (0: full)."""
@@ -58,9 +77,11 @@ class FifoStream:
             return 0
 
     def read_fileno(self) -> int:
+        """Give the descriptor to wait on for ``read``; -1 when closed."""
         return self._read_fd
 
     def write_fileno(self) -> int:
+        """Give the descriptor to wait on for ``write``; -1 when closed."""
         return self._write_fd
 
     def close(self) -> None:

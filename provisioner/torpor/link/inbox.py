@@ -1,158 +1,182 @@
-"""The receiving half of one channel: reassembly, credit, and what is acknowledged."""
+"""The receiving half of one channel: reassembly, credit, and what is acknowledged.
+
+Everything a peer claims is checked before it costs anything. Memory of a channel is bounded: what was
+received and not acknowledged stops the credit at one window, so at most one window more arrives, plus
+the rest of one message of at most ``max_message_bytes``. A message in the making grows as its bytes
+come; room for what is only announced is never taken.
+"""
 
 from __future__ import annotations
 
+import functools
 import struct
+from collections import deque
 
 from .errors import LinkProtocolError
-from .frames import FIRST, LAST, Frame
-from .types import Buffer, Channel, Limits, Message
+from .types import LENGTH_BYTES, Channel, Limits, Message, Opened, message_cost
 
 _ACK_MESSAGES = 128  # acknowledge at least this often even when nothing flows the other way
-_HELD_MESSAGES = 1 << 17  # tiny messages cost more memory than their bytes
-_U32 = struct.Struct(">I")
+_VIEW_BYTES = 4096  # a smaller part is copied out rather than keep a large message alive
+
+
+@functools.lru_cache(maxsize=64)
+def lengths_struct(parts: int) -> struct.Struct:
+    """Give the layout of a table of ``parts`` lengths."""
+    return struct.Struct(f"<{parts}I")
 
 
 class Inbox:
-    """Puts the messages of one channel together. Everything a peer claims is checked before it costs."""
+    """Puts the messages of one channel together, in order, each once."""
 
-    def __init__(self, channel: Channel, limits: Limits) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, limits: Limits, events: deque[Opened | Message]) -> None:
+        self.channel = channel
         self._limits = limits
+        self._max_parts = limits.max_parts
         self._window = limits.window_bytes[channel]
-        self._whole: bytearray | None = None
-        self._sizes: tuple[int, ...] = ()
-        self._filled = 0
-        self._got = 0
+        self._half = self._window // 2
+        self._events = events
         self._held: dict[int, int] = {}
-        self._done: set[int] = set()
         self._held_bytes = 0
+        self._got = 0
         self._told = 0
-        self.limit = 0
+        self._sizes: tuple[int, ...] = ()
+        self._buffer = bytearray()
+        self._left = 0
         self.expected = 0
         self.handled_next = 0
+        self._done: set[int] = set()
+        self.limit = 0
+        self.urgent = False
 
-    def restart(self, expected: int | None = None) -> None:
-        """Begin a session: drop a half-received message, give a full window."""
-        if expected is not None:
-            self.expected = self.handled_next = self._told = expected
-            self._held.clear()
-            self._done.clear()
-            self._held_bytes = 0
-        self._whole = None
+    def restart(self) -> None:
+        """Begin a session: drop the message in the making, give what is left of the window."""
+        self._sizes = ()
+        self._buffer = bytearray()
+        self._left = 0
         self._got = 0
-        self.limit = self._window
+        self.limit = max(0, self._window - self._held_bytes)
+        self._told = self.handled_next
+        self.urgent = False
 
-    def receive(self, frame: Frame) -> Message | None:
-        """Take one DATA frame; give the message it completes."""
-        size = len(frame.payload)
-        if frame.seq != self.expected:
-            raise self._error(f"message {frame.seq}, expected {self.expected}")
-        if frame.flags & ~(FIRST | LAST) or bool(frame.flags & FIRST) == (self._whole is not None):
-            raise self._error(f"flags {frame.flags} out of order")
-        if self._got + size > self.limit:
-            raise self._error(f"{self._got + size} bytes, {self.limit} were allowed")
-        self._got += size
-        if frame.flags == FIRST | LAST:
-            return self._complete(self._small(frame.payload), size)
-        self._fill(frame)
-        if not frame.flags & LAST:
-            return None
-        whole = self._whole
-        assert whole is not None
-        if self._filled != len(whole):
-            raise self._error(f"ended after {self._filled} of {len(whole)} bytes")
-        self._whole = None
-        return self._complete(_split(memoryview(whole), self._sizes), len(whole))
+    def adopt(self, expected: int) -> None:
+        """Take the numbering from the peer: this end is a new process that has received nothing."""
+        self.expected = self.handled_next = self._told = expected
 
-    def _table(self, payload: memoryview) -> int:
-        """Check the length table at the head of ``payload``; give where the parts start."""
-        if len(payload) < _U32.size:
-            raise self._error("no length table")
-        count: int = _U32.unpack_from(payload)[0]
-        if count > self._limits.max_parts:
-            raise self._error(f"{count} parts, at most {self._limits.max_parts}")
-        start: int = _U32.size * (count + 1)
-        if len(payload) < start:
-            raise self._error(f"length table of {count} parts cut short")
-        self._sizes = struct.unpack_from(f">{count}I", payload, _U32.size)
-        total = sum(self._sizes)
-        if start + total > self._limits.max_message_bytes:
-            raise self._error(f"message of {total} bytes")
-        return start
+    def whole(self, parts: int, seq: int, data: bytes, start: int, stop: int) -> None:
+        """Take a message that came in one frame."""
+        begin = start + LENGTH_BYTES * parts
+        if seq != self.expected or self._left or not 0 < parts <= self._max_parts:
+            raise self._refused(parts, seq)
+        cost = message_cost(stop - begin, parts)
+        got = self._got + cost
+        if begin > stop or got > self.limit:
+            raise self._refused(parts, seq)
+        pieces: list[bytes | memoryview] = []
+        end = begin
+        for size in lengths_struct(parts).unpack_from(data, start):
+            begin, end = end, end + size
+            pieces.append(data[begin:end])
+        if end != stop:
+            raise LinkProtocolError(f"{self.channel.name}: lengths that do not add up")
+        self._got = got
+        self._complete(pieces, cost)
 
-    def _small(self, payload: memoryview) -> list[Buffer]:
-        start = self._table(payload)
-        if start + sum(self._sizes) != len(payload):
-            raise self._error("lengths do not add up")
-        parts: list[Buffer] = []
-        for size in self._sizes:
-            parts.append(bytes(payload[start : start + size]))
-            start += size
-        return parts
+    def start(self, parts: int, seq: int, data: bytes, start: int, stop: int) -> None:
+        """Take the table of lengths of a message that comes in chunks."""
+        if seq != self.expected or self._left or not 0 < parts <= self._max_parts:
+            raise self._refused(parts, seq)
+        if stop - start != LENGTH_BYTES * parts:
+            raise LinkProtocolError(f"{self.channel.name}: {stop - start} bytes of lengths")
+        sizes = lengths_struct(parts).unpack_from(data, start)
+        total = sum(sizes)
+        whole = stop - start + total
+        if not self._limits.max_frame_bytes < whole <= self._limits.max_message_bytes:
+            raise LinkProtocolError(f"{self.channel.name}: a message of {whole} bytes in chunks")
+        self._spend(message_cost(0, parts))
+        self._sizes = sizes
+        self._left = total
 
-    def _fill(self, frame: Frame) -> None:
-        payload = frame.payload
-        if self._whole is None:
-            payload = payload[self._table(payload) :]
-            self._whole = bytearray(sum(self._sizes))
-            self._filled = 0
-        if self._filled + len(payload) > len(self._whole):
-            raise self._error(f"more than the {len(self._whole)} bytes it announced")
-        if not payload and not frame.flags & LAST and not frame.flags & FIRST:
-            raise self._error("an empty frame in the middle")
-        self._whole[self._filled : self._filled + len(payload)] = payload
-        self._filled += len(payload)
+    def begin_chunk(self, parts: int, seq: int, length: int) -> bytearray:
+        """Allow the next chunk of the message in the making; give where to append it."""
+        if seq != self.expected or parts or length != min(self._left, self._limits.max_frame_bytes):
+            raise self._refused(parts, seq)
+        if not length:
+            raise LinkProtocolError(f"{self.channel.name}: a chunk of no message")
+        self._spend(length)
+        return self._buffer
 
-    def _complete(self, parts: list[Buffer], size: int) -> Message:
-        if len(self._held) >= _HELD_MESSAGES:
-            raise self._error(f"more than {_HELD_MESSAGES} messages wait to be handled")
-        seq = self.expected
-        self.expected += 1
-        self._held[seq] = size
-        self._held_bytes += size
-        return Message(self._channel, parts, seq)
+    def end_chunk(self) -> None:
+        """The chunk has come; complete the message when it was the last."""
+        buffer, sizes = self._buffer, self._sizes
+        self._left = sum(sizes) - len(buffer)
+        if self._left:
+            self._hurry()
+            return
+        self._sizes, self._buffer = (), bytearray()
+        view = memoryview(buffer).toreadonly()
+        pieces: list[bytes | memoryview] = []
+        end = 0
+        for size in sizes:
+            begin, end = end, end + size
+            piece = view[begin:end]
+            pieces.append(piece if size >= _VIEW_BYTES else bytes(piece))
+        self._complete(pieces, message_cost(end, len(sizes)))
 
     def handled(self, seq: int) -> None:
         """The application has handled message ``seq``; twice, or never received, is harmless."""
-        size = self._held.pop(seq, None)
-        if size is None:
+        cost = self._held.pop(seq, None)
+        if cost is None:
             return
-        self._held_bytes -= size
-        self._done.add(seq)
-        while self.handled_next in self._done:
-            self._done.remove(self.handled_next)
-            self.handled_next += 1
+        self._held_bytes -= cost
+        if seq == self.handled_next:
+            seq += 1
+            while seq in self._done:
+                self._done.remove(seq)
+                seq += 1
+            self.handled_next = seq
+        else:
+            self._done.add(seq)
+        if self.handled_next - self._told >= _ACK_MESSAGES or self.limit - self._got <= self._half:
+            self._hurry()
 
     @property
     def owes(self) -> bool:
         """Whether an acknowledgement would tell the peer anything."""
-        return self._told != self.handled_next or self._may_grow
-
-    @property
-    def urgent(self) -> bool:
-        """Whether the peer may be waiting for an acknowledgement."""
-        return self._may_grow or self.handled_next - self._told >= _ACK_MESSAGES
-
-    @property
-    def _may_grow(self) -> bool:
-        return self.limit - self._got <= self._window // 2 and self._held_bytes < self._window
+        return self._told != self.handled_next or self.urgent
 
     def tell(self) -> tuple[int, int]:
         """Give (first message not handled, bytes this session may send in all) for an ACK frame."""
-        if self._may_grow:
-            self.limit = self._got + self._window
+        self.urgent = False
         self._told = self.handled_next
-        return self.handled_next, self.limit
+        self.limit = max(self.limit, self._allowed)
+        return self._told, self.limit
 
-    def _error(self, what: str) -> LinkProtocolError:
-        return LinkProtocolError(f"{self._channel.name}: {what}")
+    @property
+    def _allowed(self) -> int:
+        return self._got + max(0, self._window - self._held_bytes)
 
+    def _hurry(self) -> None:
+        """Ask for an ACK if the peer may run out of credit soon and would get a good deal more."""
+        grows = (
+            self.limit - self._got <= self._half and self._allowed - self.limit >= self._half // 2
+        )
+        if grows or self.handled_next - self._told >= _ACK_MESSAGES:
+            self.urgent = True
 
-def _split(view: memoryview, sizes: tuple[int, ...]) -> list[Buffer]:
-    parts: list[Buffer] = []
-    start = 0
-    for size in sizes:
-        parts.append(view[start : start + size])
-        start += size
-    return parts
+    def _spend(self, nbytes: int) -> None:
+        if self._got + nbytes > self.limit:
+            raise LinkProtocolError(f"{self.channel.name}: {nbytes} bytes without credit")
+        self._got += nbytes
+
+    def _complete(self, pieces: list[bytes | memoryview], cost: int) -> None:
+        seq = self.expected
+        self.expected = seq + 1
+        self._held[seq] = cost
+        self._held_bytes += cost
+        self._events.append(Message(self.channel, pieces, seq))
+
+    def _refused(self, parts: int, seq: int) -> LinkProtocolError:
+        return LinkProtocolError(
+            f"{self.channel.name}: message {seq} of {parts} parts, expected {self.expected} of at most"
+            f" {self._limits.max_parts} ({self._left} bytes due, {self.limit - self._got} allowed)"
+        )

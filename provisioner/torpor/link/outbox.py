@@ -1,154 +1,230 @@
-"""The sending half of one channel: what is queued, what may go, what must be kept until acknowledged."""
+"""The sending half of one channel: what is queued, what may go, what is kept until acknowledged.
+
+Frames are made only as far as credit and the caller's appetite go, and wait in ``ready`` until they are
+written; a frame there may still be overtaken by another channel's. Small parts are joined (one copy is
+cheaper than many buffers), large ones are sent from where they are.
+"""
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Sequence
 
-from .errors import LinkProtocolError, QueueFull
-from .frames import FIRST, LAST, Kind, frame_header
-from .types import Buffer, Channel, Limits
+from .errors import LinkProtocolError, MessageTooLarge, QueueFull
+from .frames import HEADER, frame_header, small_frame
+from .inbox import lengths_struct
+from .states import Event
+from .types import LENGTH_BYTES, Buffer, Channel, Limits, message_cost
 
-_JOIN_BYTES = 16 * 1024  # below this one copy is cheaper than many buffers
+_JOIN_BYTES = 16 * 1024  # a message up to here becomes one piece of bytes
+_PIECE_BYTES = 4096  # in a larger one, only parts from here on are left where they are
+_HEADER_BYTES = HEADER.size
+_WHOLE, _START, _CHUNK = int(Event.WHOLE), int(Event.START), int(Event.CHUNK)
+
+Frame = tuple[int, list[Buffer]]  # bytes in all, and the buffers
 
 
 class _Outgoing:
-    """A message as pieces (its length table first) and how far it has gone in this session."""
+    """A message: ``pieces`` are its bytes, after its ``table`` of lengths unless that is in them."""
 
-    __slots__ = ("offset", "piece", "pieces", "sent", "total")
+    __slots__ = ("cost", "count", "nbytes", "pieces", "table")
 
-    def __init__(self, pieces: Sequence[Buffer], total: int) -> None:
-        self.pieces = pieces
-        self.total = total
-        self.rewind()
+    def __init__(self, parts: Sequence[Buffer], limits: Limits) -> None:
+        flat = [part if type(part) is bytes else memoryview(part).cast("B") for part in parts]
+        self.count = len(flat)
+        sizes = [len(part) for part in flat]
+        total = sum(sizes)
+        whole = total + LENGTH_BYTES * self.count
+        self.cost = message_cost(total, self.count)
+        self.table: bytes | None = None
+        if not 0 < self.count <= limits.max_parts or whole > limits.max_message_bytes:
+            raise MessageTooLarge(
+                f"a message of {self.count} parts and {whole} bytes: at least 1 and at most "
+                f"{limits.max_parts} parts, at most {limits.max_message_bytes} bytes"
+            )
+        table = lengths_struct(self.count).pack(*sizes)
+        if whole > limits.max_frame_bytes:
+            self.table = table
+            self.nbytes = total
+            self.pieces = _joined(flat)
+        else:
+            self.nbytes = whole
+            flat.insert(0, table)
+            self.pieces = [b"".join(flat)] if whole <= _JOIN_BYTES else _joined(flat)
 
-    def rewind(self) -> None:
-        self.sent = self.piece = self.offset = 0
 
-    def take(self, limit: int) -> list[Buffer]:
-        """Give the next pieces, at most ``limit`` bytes, without copying."""
-        taken: list[Buffer] = []
-        while limit and self.piece < len(self.pieces):
-            whole = self.pieces[self.piece]
-            left = len(whole) - self.offset
-            if left <= limit:
-                taken.append(memoryview(whole)[self.offset :] if self.offset else whole)
-                self.piece += 1
-                self.offset = 0
-                limit -= left
-                self.sent += left
-            else:
-                taken.append(memoryview(whole)[self.offset : self.offset + limit])
-                self.offset += limit
-                self.sent += limit
-                limit = 0
-        return taken
+def _joined(parts: Sequence[Buffer]) -> list[Buffer]:
+    """Give the same bytes with the small parts joined to their neighbours."""
+    pieces: list[Buffer] = []
+    run: list[Buffer] = []
+    for part in parts:
+        if len(part) < _PIECE_BYTES:
+            run.append(part)
+            continue
+        if run:
+            pieces.append(b"".join(run))
+            run = []
+        pieces.append(part)
+    if run:
+        pieces.append(b"".join(run))
+    return pieces
 
 
 class Outbox:
-    """Numbered messages of one channel. A message is kept until the peer has acknowledged it."""
+    """Numbered messages of one channel, each kept until the peer has acknowledged it."""
 
     def __init__(self, channel: Channel, limits: Limits) -> None:
-        self._channel = channel
+        self.channel = channel
+        self.ready: deque[Frame] = deque()
+        self.base = 0
+        self.pending_bytes = 0
         self._limits = limits
         self._bound = limits.queue_bytes[channel]
-        self._sent: deque[_Outgoing] = deque()
-        self._waiting: deque[_Outgoing] = deque()
+        self.waiting: deque[_Outgoing] = deque()  # not, or not wholly, in frames in this session
+        self._unacked: deque[_Outgoing] = deque()  # numbers base to next - 1
+        self._next = 0
+        self._reached = 0  # the highest ``_next`` of any session
         self._limit = 0
         self._used = 0
-        self._reached = 0
-        self.base = 0
-        self.kept_bytes = 0
+        self._piece = self._offset = self._left = 0  # where ``waiting[0]`` is, when in chunks
 
-    @property
-    def next_seq(self) -> int:
-        """The number of the first message that has not gone out whole in this session."""
-        return self.base + len(self._sent)
-
-    def can_push(self, nbytes: int) -> bool:
-        """Say whether a message of ``nbytes`` fits the bound of the queue."""
-        return self.kept_bytes + nbytes <= self._bound
+    def fits(self, nbytes: int, parts: int) -> bool:
+        """Say whether a message of ``nbytes`` in ``parts`` parts would be taken now."""
+        if nbytes + LENGTH_BYTES * parts > self._bound:
+            return False
+        return not self.pending_bytes or (
+            self.pending_bytes + message_cost(nbytes, parts) <= self._bound
+        )
 
     def push(self, parts: Sequence[Buffer]) -> None:
-        """Queue a message. Raises QueueFull, with nothing queued; the parts must not change later."""
-        flat = [part if isinstance(part, bytes) else memoryview(part).cast("B") for part in parts]
-        sizes = [len(part) for part in flat]
-        table = struct.pack(f">I{len(sizes)}I", len(sizes), *sizes)
-        total = len(table) + sum(sizes)
-        if len(sizes) > self._limits.max_parts or total > self._limits.max_message_bytes:
-            raise QueueFull(
-                f"a message of {len(sizes)} parts and {total} bytes: at most "
-                f"{self._limits.max_parts} parts and {self._limits.max_message_bytes} bytes"
-            )
-        if not self.can_push(total):
-            raise QueueFull(f"{self._channel.name}: {self.kept_bytes} bytes already wait")
-        if total <= _JOIN_BYTES:
-            self._waiting.append(_Outgoing((b"".join([table, *flat]),), total))
+        """Queue a message; the parts must not change until it is acknowledged.
+
+        Raises:
+            MessageTooLarge: it can never be sent. Nothing was queued.
+            QueueFull: it does not fit now. Nothing was queued.
+        """
+        message = _Outgoing(parts, self._limits)
+        pending = self.pending_bytes + message.cost
+        if pending > self._bound:
+            nbytes = message.cost - message_cost(0, message.count)
+            if nbytes + LENGTH_BYTES * message.count > self._bound:
+                raise MessageTooLarge(f"{self.channel.name}: {nbytes} bytes, {self._bound} at most")
+            if self.pending_bytes:
+                raise QueueFull(f"{self.channel.name}: {self.pending_bytes} bytes already wait")
+        self.waiting.append(message)
+        self.pending_bytes = pending
+
+    def next_frame(self) -> Frame | None:
+        """Make the next frame and append it to ``ready``; None when there is nothing or no credit."""
+        if not self.waiting:
+            return None
+        message = self.waiting[0]
+        if message.table is None:
+            return self._whole(message)
+        if self._left:
+            return self._chunk(message)
+        return self._start(message, message.table)
+
+    def _whole(self, message: _Outgoing) -> Frame | None:
+        used = self._used + message.cost
+        if used > self._limit:
+            return None
+        self._used = used
+        pieces, nbytes, seq = message.pieces, message.nbytes, self._next
+        buffers: list[Buffer]
+        if len(pieces) == 1 and type(pieces[0]) is bytes:
+            buffers = [small_frame(_WHOLE, self.channel, message.count, seq, pieces[0])]
         else:
-            self._waiting.append(_Outgoing((table, *flat), total))
-        self.kept_bytes += total
+            header = frame_header(_WHOLE, self.channel, message.count, seq, pieces, nbytes)
+            buffers = [header, *pieces]
+        self._gone()
+        return self._staged(nbytes, buffers)
 
-    @property
-    def ready(self) -> bool:
-        """Whether a frame may go now: only whole frames go, so the credit must hold one."""
-        if not self._waiting:
-            return False
-        message = self._waiting[0]
-        frame = min(self._limits.max_frame_bytes, message.total - message.sent)
-        return self._limit - self._used >= frame
+    def _start(self, message: _Outgoing, table: bytes) -> Frame | None:
+        cost = message.cost - message.nbytes
+        if self._used + cost > self._limit:
+            return None
+        self._used += cost
+        self._piece = self._offset = 0
+        self._left = message.nbytes
+        frame = small_frame(_START, self.channel, message.count, self._next, table)
+        return self._staged(len(table), [frame])
 
-    def next_frame(self) -> list[Buffer]:
-        """Give the next frame as buffers; call only when ``ready``."""
-        message = self._waiting[0]
-        flags = 0 if message.sent else FIRST
-        before = message.sent
-        pieces = message.take(self._limits.max_frame_bytes)
-        length = message.sent - before
-        seq = self.next_seq
-        if message.sent == message.total:
-            flags |= LAST
-            self._sent.append(self._waiting.popleft())
-            self._reached = max(self._reached, seq + 1)
+    def _chunk(self, message: _Outgoing) -> Frame | None:
+        length = min(self._left, self._limits.max_frame_bytes)
+        if self._used + length > self._limit:
+            return None
         self._used += length
-        header = frame_header(Kind.DATA, self._channel, flags, seq, pieces, length)
-        if length <= _JOIN_BYTES:
-            return [b"".join([header, *pieces])]
-        return [header, *pieces]
+        pieces = self._take(message.pieces, length)
+        header = frame_header(_CHUNK, self.channel, 0, self._next, pieces, length)
+        self._left -= length
+        if not self._left:
+            self._gone()
+        return self._staged(length, [header, *pieces])
+
+    def _take(self, pieces: Sequence[Buffer], nbytes: int) -> list[Buffer]:
+        """Give the next ``nbytes`` of ``pieces`` without copying."""
+        taken: list[Buffer] = []
+        while nbytes:
+            view = memoryview(pieces[self._piece])[self._offset : self._offset + nbytes]
+            taken.append(view)
+            nbytes -= len(view)
+            self._offset += len(view)
+            if self._offset == len(pieces[self._piece]):
+                self._piece += 1
+                self._offset = 0
+        return taken
+
+    def _gone(self) -> None:
+        """The first waiting message is in frames to its end."""
+        self._unacked.append(self.waiting.popleft())
+        self._next += 1
+        if self._next > self._reached:
+            self._reached = self._next
+
+    def _staged(self, nbytes: int, buffers: list[Buffer]) -> Frame:
+        frame = (_HEADER_BYTES + nbytes, buffers)
+        self.ready.append(frame)
+        return frame
 
     def acknowledged(self, handled_next: int, limit: int) -> None:
         """Forget what the peer has handled; ``limit`` is the bytes this session may send in all."""
-        if not self.base <= handled_next <= self.next_seq or limit < self._limit:
+        if not self.base <= handled_next <= self._next or limit < self._limit:
             raise LinkProtocolError(
-                f"{self._channel.name}: acknowledges {handled_next} of {self.base}..{self.next_seq}"
-                f" and allows {limit} bytes after {self._limit}"
+                f"{self.channel.name}: acknowledges {handled_next} of {self.base} to {self._next},"
+                f" allows {limit} bytes after {self._limit}"
             )
-        while self.base < handled_next:
-            self.kept_bytes -= self._sent.popleft().total
-            self.base += 1
+        for _ in range(handled_next - self.base):
+            self.pending_bytes -= self._unacked.popleft().cost
+        self.base = handled_next
         self._limit = limit
 
-    def restart(self, received_next: int | None, limit: int) -> None:
-        """Begin a session: send again what the peer has not received (None: it does not know).
+    def restart(self, received: int, handled: int, limit: int) -> None:
+        """Begin a session with a peer that stands there.
 
-        What it has received but not acknowledged stays kept.
+        What it has received is kept until acknowledged, everything later is sent from its start.
         """
-        self._waiting.extendleft(reversed(self._sent))
-        self._sent.clear()
-        for message in self._waiting:
-            message.rewind()
-        received = self.base if received_next is None else received_next
-        if not self.base <= received <= max(self._reached, self.base):
+        if not self.base <= handled <= received <= self._reached:
             raise LinkProtocolError(
-                f"{self._channel.name}: the peer is at {received}, "
-                f"we keep {self.base} and later and have sent up to {self._reached}"
+                f"{self.channel.name}: the peer has handled {handled} and received {received},"
+                f" we keep {self.base} to {self._reached}"
             )
-        for _ in range(received - self.base):
-            self._sent.append(self._waiting.popleft())
-        self._limit = limit
-        self._used = 0
+        self.drop_frames()
+        self.waiting.extendleft(reversed(self._unacked))
+        self._unacked.clear()
+        for _ in range(handled - self.base):
+            self.pending_bytes -= self.waiting.popleft().cost
+        for _ in range(received - handled):
+            self._unacked.append(self.waiting.popleft())
+        self.base, self._next = handled, received
+        self._limit, self._used = limit, 0
+
+    def drop_frames(self) -> None:
+        """Forget the frames that were made and not written; the messages stay."""
+        self.ready.clear()
+        self._left = 0
 
     def adopt(self, base: int, limit: int) -> None:
-        """Take the numbering from the peer: this end is a new process that has sent nothing yet."""
-        self.base = self._reached = base
-        self.restart(None, limit)
+        """Take the numbering from the peer: this end is a new process that has sent nothing."""
+        self.base = self._next = self._reached = base
+        self._limit, self._used = limit, 0

@@ -1,11 +1,12 @@
 """The link: both ends of one resumable connection, without any I/O.
 
-The host opens a session by flushing whatever a dead writer left half done (zero bytes), a fixed magic,
-and HELLO. The guest answers the host's nonce, which nobody inside the sandbox could have guessed,
-and its own HELLO. From then on DATA and ACK flow; every message is numbered per channel, kept by its
-sender until acknowledged, and sent again from its start in the next session if the receiver has not
-got it whole. So a reconnect loses nothing and repeats nothing, as long as one end remembers: the
-guest always does, and a new host process resumes exactly from the numbers it kept (``handled``).
+The host begins a session with zero bytes (they end whatever a dead writer left half done), a fixed magic
+and HELLO. The guest answers with the host's nonce, which nobody could have written before, and its own
+HELLO. From then on messages and acknowledgements flow. Each message is numbered per channel, kept by its
+sender until acknowledged, and sent again from its start in the next session unless the receiver has it
+whole. So a reconnect loses nothing and repeats nothing as long as both ends live, or as a new host
+process was told what the old one had handled; without that, what the old one had not acknowledged comes
+again, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,36 +16,38 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from .errors import LinkProtocolError
-from .frames import HEADER_BYTES, Frame, FrameReader, Kind, frame_header
-from .hello import MAGIC, NONCE_BYTES, Hello, Standing, parse_hello
+from .errors import LinkProtocolError, QueueFull
+from .frames import HEADER, small_frame, tag
+from .hello import MAGIC, NONCE_BYTES, UNKNOWN, Hello, Standing, parse_hello
 from .inbox import Inbox
 from .outbox import Outbox
+from .reader import FrameReader, Handler
+from .schedule import Schedule
+from .states import NEXT, Event
 from .types import Buffer, Channel, Limits, LinkState, Message, Opened, Role
 
-_ACK = struct.Struct(">QQ")
-_UNKNOWN = (1 << 64) - 1
-_BATCH_BUFFERS = 256  # writev takes at most 1024
-
-# What a frame does to the state. Anything not listed breaks the protocol.
-_NEXT: Mapping[tuple[LinkState, int], LinkState] = {
-    (LinkState.OPENING, Kind.HELLO): LinkState.OPEN,
-    (LinkState.OPEN, Kind.DATA): LinkState.OPEN,
-    (LinkState.OPEN, Kind.ACK): LinkState.OPEN,
-    (LinkState.OPEN, Kind.BYE): LinkState.CLOSED,
+_LIMIT = struct.Struct("<Q")
+_CHANNELS = tuple(Channel)
+_IDLE, _OPENING, _OPEN = LinkState.IDLE, LinkState.OPENING, LinkState.OPEN
+_FAILED, _CLOSED = LinkState.FAILED, LinkState.CLOSED
+_LISTENS = {
+    Role.HOST: frozenset((_OPENING, _OPEN)),
+    Role.GUEST: frozenset((_IDLE, _OPENING, _OPEN, _FAILED)),
 }
 
 
 class Link:
     """One end of a link. Feed it what was read, write what it gives; it never blocks and never waits.
 
+    One thread at a time. After an exception nothing has changed, except where ``receive_data`` says.
+
     Args:
-        role: HOST opens sessions with ``connect``; GUEST waits for them.
-        limits: every bound; the same at both ends.
+        role: HOST begins sessions with ``connect``; GUEST waits for them.
+        limits: every bound; frames, messages and parts must be the same at both ends.
         handled: HOST only: per channel the first message not yet handled, as an earlier process of
-            this host last read it from ``handled_next``. None: unknown (or the first process), the guest's
-            own memory of our acknowledgements decides.
-        rng: source of the nonce.
+            this host last read it from ``handled_next``. None: unknown (or the first process), the
+            guest's own memory of our acknowledgements decides.
+        rng: gives so many random bytes; the peer must not be able to predict them.
     """
 
     def __init__(
@@ -55,157 +58,83 @@ class Link:
         handled: Mapping[Channel, int] | None = None,
         rng: Callable[[int], bytes] = os.urandom,
     ) -> None:
+        self.limits = limits = limits or Limits()
+        self.state = _IDLE
         self._role = role
-        self._limits = limits or Limits()
-        self._remembered = handled
+        self._handled = handled
         self._rng = rng
-        self._reader = FrameReader(self._limits.max_frame_bytes)
-        self._out: deque[Buffer] = deque()
-        self._events: deque[Opened | Message] = deque()
-        self._inboxes = [Inbox(channel, self._limits) for channel in Channel]
-        self._outboxes = [Outbox(channel, self._limits) for channel in Channel]
-        self._nonce = rng(NONCE_BYTES)
+        self._nonce = b""
         self._lived = False
+        self._failure = ""
+        self._events: deque[Opened | Message] = deque()
+        self._inboxes = [Inbox(channel, limits, self._events) for channel in _CHANNELS]
+        self._outboxes = [Outbox(channel, limits) for channel in _CHANNELS]
+        self._schedule = Schedule(self._outboxes)
         self._flush = False
-        self.state = LinkState.IDLE
+        self._reader = FrameReader(limits.max_frame_bytes, self)
+        self._routes = self._all_routes()
+        self._sinks = {tag(Event.CHUNK, channel): self._inboxes[channel] for channel in _CHANNELS}
         if role is Role.GUEST:
-            self.state = LinkState.OPENING
             self._reader.hunt(MAGIC)
 
     def connect(self) -> None:
-        """Host: start a session, or start again, on a byte stream in any condition."""
-        if self._role is not Role.HOST or self.state is LinkState.CLOSED:
-            raise LinkProtocolError(f"{self._role.value} cannot connect when {self.state.value}")
-        self._nonce = self._rng(NONCE_BYTES)
-        self._reader = FrameReader(self._limits.max_frame_bytes)
-        self._reader.hunt(self._nonce)
-        self._out.clear()
-        self._out.append(bytes(self._limits.max_frame_bytes + HEADER_BYTES) + MAGIC)
-        for inbox in self._inboxes:
-            inbox.restart()
-        self._say_hello()
-        self.state = LinkState.OPENING
-
-    def receive_data(self, data: bytes) -> None:
-        """Take bytes that were read.
+        """Host: begin a session, or begin again, on a byte stream in any condition.
 
         Raises:
-            LinkProtocolError: the peer broke the protocol. A host has then failed until ``connect``; a
-                guest never raises, it waits for the host to open the next session.
+            RuntimeError: this is a guest, or closed.
         """
-        if self.state is LinkState.CLOSED:
-            return
-        if self.state is LinkState.FAILED and self._role is Role.HOST:
-            raise LinkProtocolError("the link has failed")
-        self._reader.feed(data)
-        while self.state is not LinkState.CLOSED:
-            try:
-                frame = self._reader.next_frame()
-                if frame is None:
-                    return
-                self._step(frame)
-            except LinkProtocolError:
-                self.state = LinkState.FAILED
-                if self._role is Role.HOST:
-                    raise
-                self._reader.hunt(MAGIC)
-                self._out.clear()
+        if (self.state, Event.CONNECT) not in NEXT[self._role]:
+            raise RuntimeError(f"a {self._role.value} cannot connect when {self.state.value}")
+        self._happen(Event.CONNECT)
+        self._nonce = self._rng(NONCE_BYTES)
+        self._reader.hunt(self._nonce)
+        # longer than any frame, so that a whole blank header remains of it wherever a dead writer stopped
+        self._greet(bytes(self.limits.max_frame_bytes + 2 * HEADER.size) + MAGIC, self._nonce)
 
-    def _step(self, frame: Frame) -> None:
-        opening = self.state is LinkState.FAILED and self._role is Role.GUEST
-        state = LinkState.OPENING if opening else self.state
-        following = _NEXT.get((state, frame.kind))
-        if following is None:
-            raise LinkProtocolError(f"frame of kind {frame.kind} while {self.state.value}")
-        if frame.kind == Kind.DATA:
-            message = self._inbox(frame).receive(frame)
-            if message is not None:
-                self._events.append(message)
-        elif frame.kind == Kind.ACK:
-            if len(frame.payload) != _ACK.size:
-                raise LinkProtocolError(f"ACK of {len(frame.payload)} bytes")
-            self._inbox(frame)
-            self._outboxes[frame.channel].acknowledged(*_ACK.unpack(frame.payload))
-        elif frame.kind == Kind.HELLO:
-            self._greet(frame)
-        self.state = following
+    def receive_data(self, data: Buffer) -> None:
+        """Take bytes that were read; they may end anywhere.
 
-    def _inbox(self, frame: Frame) -> Inbox:
-        if frame.channel >= len(self._inboxes):
-            raise LinkProtocolError(f"no channel {frame.channel}")
-        return self._inboxes[frame.channel]
-
-    def _greet(self, frame: Frame) -> None:
-        other = Role.GUEST if self._role is Role.HOST else Role.HOST
-        hello = parse_hello(frame.payload, expected=other)
-        if hello.max_frame_bytes != self._limits.max_frame_bytes:
-            raise LinkProtocolError(f"the peer's frames have {hello.max_frame_bytes} bytes")
-        if self._role is Role.HOST:
-            self._settle_host(hello)
-        else:
-            self._settle_guest(hello)
-        numbers = {row.recv_next for row in hello.channels.values()}
-        resumed = self._lived or bool(numbers - {0, _UNKNOWN})
-        self._events.append(Opened(resumed, hello.nonce))
-        self._lived = True
-
-    def _settle_host(self, hello: Hello) -> None:
-        if hello.nonce != self._nonce:
-            raise LinkProtocolError("the guest answered another session")
-        for channel, row in hello.channels.items():
-            inbox, outbox = self._inboxes[channel], self._outboxes[channel]
-            if self._lived:
-                outbox.restart(row.recv_next, row.window)
-            else:
-                outbox.adopt(row.recv_next, row.window)
-                known = self._remembered[channel] if self._remembered else row.send_base
-                inbox.restart(max(known, row.send_base))
-
-    def _settle_guest(self, hello: Hello) -> None:
-        for channel, row in hello.channels.items():
-            received = None if row.recv_next == _UNKNOWN else row.recv_next
-            inbox = self._inboxes[channel]
-            if not hello.fresh and row.send_base > inbox.expected:
-                raise LinkProtocolError(f"{channel.name}: the host forgot {inbox.expected}")
-            self._outboxes[channel].restart(received, row.window)
-            inbox.restart()
-        self._nonce = hello.nonce
-        self._out.clear()
-        self._out.append(self._nonce)
-        self._say_hello()
-
-    def _say_hello(self) -> None:
-        fresh = self._role is Role.HOST and not self._lived
-        channels = {}
-        for channel in Channel:
-            inbox = self._inboxes[channel]
-            received = inbox.expected
-            if fresh:
-                received = self._remembered[channel] if self._remembered else _UNKNOWN
-            window = self._limits.window_bytes[channel]
-            channels[channel] = Standing(received, self._outboxes[channel].base, window)
-        hello = Hello(self._role, fresh, self._limits.max_frame_bytes, self._nonce, channels)
-        payload = hello.pack()
-        self._out.append(frame_header(Kind.HELLO, 0, 0, 0, (payload,), len(payload)) + payload)
+        Raises:
+            LinkProtocolError: the peer broke the protocol. The link stays failed and says so each time:
+                a host until ``connect``, which starts afresh; a guest until the host begins a session
+                (what comes before that is ignored). What was complete before can still be had.
+        """
+        if self.state in _LISTENS[self._role]:
+            self._reader.feed(data if type(data) is bytes else bytes(data))
+        if self.state is _FAILED:
+            raise LinkProtocolError(self._failure)
 
     def next_event(self) -> Opened | Message | None:
         """Give the next thing that happened, oldest first, or None."""
         return self._events.popleft() if self._events else None
 
     def send(self, channel: Channel, parts: Sequence[Buffer]) -> None:
-        """Queue a message; it goes when the session and the credit allow. Raises QueueFull."""
+        """Queue a message in any state; it goes when session and credit allow.
+
+        Large parts are not copied: they must not change until the peer has acknowledged them.
+
+        Raises:
+            MessageTooLarge: (a ``QueueFull``) this link can never take it, or it has no part at all.
+            QueueFull: it does not fit now, or the link is closed.
+            TypeError: a part is not contiguous bytes.
+        """
+        if self.state is _CLOSED:
+            raise QueueFull("the link is closed")
         self._outboxes[channel].push(parts)
 
-    def can_send(self, channel: Channel, nbytes: int) -> bool:
-        """Say whether ``send`` of ``nbytes`` would be taken."""
-        return self._outboxes[channel].can_push(nbytes)
+    def can_send(self, channel: Channel, nbytes: int, parts: int = 1) -> bool:
+        """Say whether ``send`` of ``nbytes`` in ``parts`` parts would be taken now."""
+        return self.state is not _CLOSED and self._outboxes[channel].fits(nbytes, parts)
 
     def pending_bytes(self, channel: Channel) -> int:
-        """Give the bytes of ``channel`` that the peer has not acknowledged."""
-        return self._outboxes[channel].kept_bytes
+        """Give what is queued or not acknowledged by the peer, as ``message_cost``; 0 means nothing."""
+        return self._outboxes[channel].pending_bytes
 
     def acknowledge(self, message: Message) -> None:
-        """The application has handled ``message``: its sender may forget it. Twice is fine."""
+        """The application has handled ``message``: its sender may forget it. Twice is fine.
+
+        Any order within a channel; an unacknowledged message takes its cost from the window.
+        """
         self._inboxes[message.channel].handled(message.seq)
 
     def handled_next(self, channel: Channel) -> int:
@@ -214,55 +143,154 @@ class Link:
 
     @property
     def owes_acknowledgement(self) -> bool:
-        """Whether ``flush`` would send something. Acknowledgements else ride along with data."""
-        return self.state is LinkState.OPEN and any(inbox.owes for inbox in self._inboxes)
+        """Whether ``flush`` would send something."""
+        return self.state is _OPEN and any(inbox.owes for inbox in self._inboxes)
 
     def flush(self) -> None:
-        """Let the next ``data_to_send`` carry every acknowledgement that is owed."""
+        """Let the next ``data_to_send`` carry every acknowledgement that is owed.
+
+        Else they ride along with data, or go by themselves when the peer may soon run out of credit:
+        one each would cost the peer a wake-up for every message.
+        """
         self._flush = True
 
-    def data_to_send(self, max_bytes: int = 256 * 1024) -> Sequence[Buffer]:
-        """Give what to write now, about ``max_bytes``, for ``os.writev``; then call ``sent``.
+    def data_to_send(self, max_bytes: int = 1 << 20) -> list[Buffer]:
+        """Give what to write now, for ``os.writev``; then call ``sent`` before anything else.
 
-        The most urgent channel comes first, one frame at a time, so a control message waits for at most
-        ``max_bytes`` that were promised to the writer before.
+        Whole frames, as many as it takes to reach ``max_bytes``, at most 1024 buffers; the most urgent
+        channel first. Nothing is committed: what is not ``sent`` may come behind something more urgent.
         """
-        if not self._out and self.state is LinkState.OPEN:
-            self._fill(max_bytes)
-        return tuple(self._out)
-
-    def _fill(self, max_bytes: int) -> None:
-        out, size = self._out, 0
-        while size < max_bytes and len(out) < _BATCH_BUFFERS:
-            for outbox in self._outboxes:
-                if outbox.ready:
-                    buffers = outbox.next_frame()
-                    out.extend(buffers)
-                    size += sum(map(len, buffers))
-                    break
-            else:
-                break
-        riding = bool(out) or self._flush
-        self._flush = False
-        for channel, inbox in enumerate(self._inboxes):
-            if inbox.urgent or (riding and inbox.owes):
-                payload = _ACK.pack(*inbox.tell())
-                header = frame_header(Kind.ACK, channel, 0, 0, (payload,), len(payload))
-                out.appendleft(header + payload)
+        if self.state is _OPEN:
+            self._acknowledge()
+            return self._schedule.peek(max_bytes, channels=True)
+        return self._schedule.peek(max_bytes, channels=False) if self.state is _OPENING else []
 
     def sent(self, nbytes: int) -> None:
-        """The first ``nbytes`` of ``data_to_send`` were written."""
-        out = self._out
-        while nbytes:
-            first = out[0]
-            if len(first) > nbytes:
-                out[0] = memoryview(first)[nbytes:]
-                return
-            nbytes -= len(first)
-            out.popleft()
+        """The first ``nbytes`` of the last ``data_to_send`` were written.
+
+        Raises:
+            ValueError: those were fewer.
+        """
+        self._schedule.sent(nbytes)
 
     def close(self) -> None:
-        """Say BYE if a session is open; the link is over for good. Twice is fine."""
-        if self.state is LinkState.OPEN:
-            self._out.append(frame_header(Kind.BYE, 0, 0, 0, (), 0))
-        self.state = LinkState.CLOSED
+        """End it for good and forget everything; the peer is not told. Twice is fine."""
+        self._happen(Event.CLOSE)
+        self._events.clear()
+        self._schedule.reset()
+        self._reader.hunt(MAGIC)
+        self._inboxes = [Inbox(channel, self.limits, self._events) for channel in _CHANNELS]
+        self._outboxes = [Outbox(channel, self.limits) for channel in _CHANNELS]
+
+    def marker_found(self) -> None:
+        self._happen(Event.MARKER)
+
+    def blank_found(self) -> None:
+        if (self.state, Event.BLANK) not in NEXT[self._role]:
+            raise LinkProtocolError("zero bytes that start no frame")
+        self._happen(Event.BLANK)
+        self._reader.hunt(MAGIC)
+
+    def broken(self, error: LinkProtocolError) -> None:
+        self._failure = str(error)
+        self._happen(Event.BROKEN)
+        self._schedule.reset()
+        self._reader.hunt(MAGIC)
+        if self._role is Role.HOST:
+            raise error
+
+    def _happen(self, event: Event) -> None:
+        self.state = NEXT[self._role][self.state, event]
+        self._reader.routes = self._routes[self.state]
+        self._reader.sinks = self._sinks if self.state is _OPEN else {}
+
+    def _all_routes(self) -> dict[LinkState, dict[int, Handler]]:
+        """Give, per state, the handlers of the frames that the table allows in it."""
+        handlers: dict[Event, list[Handler]] = {
+            Event.HELLO: [self._receive_hello],
+            Event.WHOLE: [inbox.whole for inbox in self._inboxes],
+            Event.START: [inbox.start for inbox in self._inboxes],
+            Event.ACK: [_ack_handler(outbox) for outbox in self._outboxes],
+        }
+        routes: dict[LinkState, dict[int, Handler]] = {state: {} for state in LinkState}
+        for state, event in NEXT[self._role]:
+            for channel, handler in enumerate(handlers.get(event, ())):
+                routes[state][tag(event, channel)] = handler
+        return routes
+
+    def _acknowledge(self) -> None:
+        """Put the acknowledgements that should go now before everything else."""
+        schedule = self._schedule
+        if schedule.urgent:
+            return  # the last ones are not written yet: the next ones will say more
+        ride = self._flush or schedule.busy
+        for inbox in self._inboxes:
+            if inbox.urgent or (ride and inbox.owes):
+                handled_next, limit = inbox.tell()
+                payload = _LIMIT.pack(limit)
+                frame = small_frame(Event.ACK, inbox.channel, 0, handled_next, payload)
+                schedule.urgent.append((len(frame), [frame]))
+        self._flush = False
+
+    def _greet(self, preamble: bytes, nonce: bytes) -> None:
+        """Make ``preamble`` and our HELLO the next bytes to go, and drop whatever else was to go."""
+        self._schedule.reset()
+        for inbox in self._inboxes:
+            inbox.restart()
+        rows = [self._standing(channel) for channel in _CHANNELS]
+        payload = Hello(self._role, self._lived, nonce, rows).pack(self.limits)
+        frame = small_frame(Event.HELLO, 0, 0, 0, payload)
+        self._schedule.urgent.append((len(preamble) + len(frame), [preamble, frame]))
+
+    def _standing(self, channel: Channel) -> Standing:
+        inbox = self._inboxes[channel]
+        base = self._outboxes[channel].base
+        if self._lived or self._role is Role.GUEST:
+            return Standing(inbox.expected, inbox.handled_next, base, inbox.limit)
+        known = self._remembered(channel, UNKNOWN)
+        return Standing(known, known, base, inbox.limit)
+
+    def _remembered(self, channel: Channel, default: int) -> int:
+        return default if self._handled is None else self._handled.get(channel, default)
+
+    def _receive_hello(self, parts: int, seq: int, data: bytes, start: int, stop: int) -> None:
+        if parts or seq:
+            raise LinkProtocolError("HELLO with a number")
+        peer = Role.GUEST if self._role is Role.HOST else Role.HOST
+        hello = parse_hello(data[start:stop], expected=peer, limits=self.limits)
+        for channel, row in zip(_CHANNELS, hello.rows, strict=True):
+            if peer is Role.GUEST and not self._lived:
+                self._adopt(channel, row)
+            else:
+                self._resume(channel, row, forgetful=peer is Role.HOST and not hello.lived)
+        if self._role is Role.GUEST:
+            self._greet(hello.nonce, self._rng(NONCE_BYTES))
+        self._events.append(Opened(self._lived or hello.lived, hello.nonce))
+        self._lived = True
+        self._happen(Event.HELLO)
+
+    def _adopt(self, channel: Channel, row: Standing) -> None:
+        """Begin where the guest stands: we are a host process that has no numbers yet."""
+        self._inboxes[channel].adopt(max(self._remembered(channel, 0), row.base))
+        self._outboxes[channel].adopt(row.received, row.limit)
+
+    def _resume(self, channel: Channel, row: Standing, *, forgetful: bool) -> None:
+        """Go on from both ends' numbers; a ``forgetful`` peer takes its numbers from us."""
+        outbox = self._outboxes[channel]
+        if forgetful:
+            # what a dead process wrote down may be a little behind what it had acknowledged
+            received = outbox.base if row.received == UNKNOWN else max(row.received, outbox.base)
+            outbox.restart(received, received, row.limit)
+            return
+        if row.base > self._inboxes[channel].expected:
+            raise LinkProtocolError(f"{channel.name}: the peer forgot messages before {row.base}")
+        outbox.restart(row.received, row.handled, row.limit)
+
+
+def _ack_handler(outbox: Outbox) -> Handler:
+    def acknowledged(parts: int, seq: int, data: bytes, start: int, stop: int) -> None:
+        if parts or stop - start != _LIMIT.size:
+            raise LinkProtocolError(f"an ACK of {stop - start} bytes for {parts} parts")
+        outbox.acknowledged(seq, _LIMIT.unpack_from(data, start)[0])
+
+    return acknowledged
