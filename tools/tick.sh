@@ -14,7 +14,8 @@ started=$SECONDS
 while kill -0 "$child" 2>/dev/null; do
     sleep 0.2
     if ((SECONDS - started >= ${next:-5})); then
-        echo "  $what: $((SECONDS - started)) s, $(tail -n 1 "$log" | cut -c 1-60)"
+        last=$(tail -n 1 "$log" | tr -d '\r' | sed 's/^ *//')
+        echo "    $((SECONDS - started)) s  ${last:0:80}"
         next=$((SECONDS - started + 5))
     fi
 done

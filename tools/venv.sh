@@ -38,5 +38,6 @@ if ! is_new_enough .venv/bin/python || [[ ! -x .venv/bin/pip ]] ||
 fi
 rm -f .venv/torpor-stamp
 tools/tick.sh "installing Torpor and what it needs into .venv (one to two minutes the first time)" \
-    .venv/bin/python -m pip install --disable-pip-version-check --no-input -e '.[lab,test]'
+    .venv/bin/python -m pip install --disable-pip-version-check --no-input \
+    --progress-bar off -e '.[lab,test]'
 echo "$wanted" >.venv/torpor-stamp
