@@ -1,14 +1,19 @@
-"""Reads the JSON lines that the daemon and the bridge log, across rotation, and makes text of them."""
+"""Reads what the daemon (JSON lines) and the bridge (plain lines) log, across rotation."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _LONGEST_BYTES = 1 << 20
+_PLAIN = re.compile(
+    r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ([A-Z]+) (?:kernel ([A-Za-z0-9._-]+): )?(.*)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +103,28 @@ def _older(tail: Tail) -> list[Line]:
 
 
 def _parse(source: str, line: bytes) -> Line:
-    """Give the line as it was logged; what is no JSON object is an event of its own."""
+    """Give the event that was logged; what is neither JSON nor a usual log line is an event as it is."""
     text = line.decode("utf-8", "replace")
     try:
         fields = json.loads(text)
     except ValueError:
         fields = None
-    return Line(source, fields if isinstance(fields, dict) else {"event": text})
+    return Line(source, fields if isinstance(fields, dict) else _parse_text(text))
+
+
+def _parse_text(text: str) -> dict[str, Any]:
+    """Give the fields of a line as the bridge writes it: ``DATE TIME,MS LEVEL [kernel ID: ]EVENT``."""
+    found = _PLAIN.fullmatch(text)
+    if not found:
+        return {"event": text}
+    when, milliseconds, level, kernel_id, event = found.groups()
+    local = datetime.fromisoformat(f"{when}.{milliseconds}").astimezone(UTC)
+    fields = {
+        "at": local.isoformat(timespec="milliseconds"),
+        "level": level.lower(),
+        "event": event,
+    }
+    return fields if kernel_id is None else {**fields, "kernel_id": kernel_id}
 
 
 def _short(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +84,23 @@ def test_both_logs_come_in_the_order_of_their_times(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("\n".join([logged(1, "one"), logged(3, "three"), ""]))
     (tmp_path / "b").write_text("\n".join([logged(2, "two"), "plain text", ""]))
     assert events(tmp_path, "a", "b", "none") == ["plain text", "one", "two", "three"]
+
+
+def test_the_bridges_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    (tmp_path / "a").write_text(
+        "2026-11-22 16:41:07,865 INFO kernel e90e-1: open\n2026-11-22 16:41:07,900 WARNING odd\n"
+    )
+    with closing(Tail("bridge", tmp_path / "a")) as tail:
+        one, two = tail.read()
+    assert one.fields == {
+        "at": "2026-11-22T16:41:07.865+00:00",
+        "level": "info",
+        "event": "open",
+        "kernel_id": "e90e-1",
+    }
+    assert (two.fields["level"], two.fields["event"]) == ("warning", "odd")
 
 
 def test_only_one_kernel_and_only_the_last(tmp_path: Path) -> None:
