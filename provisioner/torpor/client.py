@@ -32,6 +32,8 @@ CALL_TIMEOUT_S = 70.0
 _PROBE_S = 10.0
 _LONGEST_LAUNCH_S = 660.0
 _STOP_S = 15.0
+_ATTEMPTS = 3
+"""One to find that no daemon runs, one to be interrupted by its death, one that counts."""
 
 
 class NotRunning(BackendUnavailable):
@@ -165,15 +167,19 @@ class Client:
         timeout_s: float = CALL_TIMEOUT_S,
         again: bool = True,
     ) -> dict[str, Any]:
-        """Send a request, to a daemon that is started or replaced if need be."""
-        try:
-            return await self._send(method, path, body, timeout_s=timeout_s)
-        except (NotRunning, VersionMismatch):
-            pass
-        except _Interrupted:
-            if not again:
-                raise
-        await self.ensure()
+        """Send a request, to a daemon that is started or replaced if need be.
+
+        With ``again``, what is safe to repeat is sent again when the daemon went away meanwhile.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._send(method, path, body, timeout_s=timeout_s)
+            except (NotRunning, VersionMismatch):
+                pass
+            except _Interrupted:
+                if not again:
+                    raise
+            await self.ensure()
         return await self._send(method, path, body, timeout_s=timeout_s)
 
     async def _send(

@@ -4,6 +4,8 @@ Everything else is real, which makes it good for fast tests of daemon, bridge an
 sandbox the guest is PID 1, and killing the outermost process ends all of it. Faults are arguments.
 """
 
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC222 - a fake may block for a moment
+
 from __future__ import annotations
 
 import asyncio
@@ -19,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torpor.link
+import torpor_guest
 from torpor.backends.base import FROM_GUEST, GUEST_STDERR, TO_GUEST, Exit, Handle, SandboxSpec
 from torpor.errors import ConfigError, LaunchError
 
-ROOT = Path(__file__).parents[2]
-GUEST = ROOT / "images/guest/torpor_guest"
-LINK = ROOT / "provisioner/torpor/link"
+GUEST = Path(torpor_guest.__path__[0])
+LINK = Path(torpor.link.__path__[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,14 @@ class ProcessBackend:
         fds = [os.open(spec.directory / n, os.O_RDWR) for n in (TO_GUEST, FROM_GUEST, GUEST_STDERR)]
         try:
             process = subprocess.Popen(
-                [*_unshare(), sys.executable, "-I", "-B", "opt/torpor_guest", "boot.json"],
+                [
+                    *_unshare(),
+                    sys.executable,
+                    "-I",
+                    "-B",
+                    f"{spec.directory}/opt/torpor_guest",
+                    f"{spec.directory}/boot.json",
+                ],
                 stdin=fds[0],
                 stdout=fds[1],
                 stderr=fds[2],

@@ -1,0 +1,149 @@
+"""A home of a test's own with a real torpord, bridge and guest; kernels are ordinary processes.
+
+When a test is over, whatever the outcome, the world is looked at: no process, socket, FIFO or folder
+may be left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torpor.client
+from torpor.api import CHANNELS, Endpoints, LaunchRequest
+from torpor.client import Client, NotRunning
+from torpor.config import user_paths
+from torpor.daemon.processes import start_ticks
+
+DAEMON = (sys.executable, str(Path(__file__).parents[2] / "fakes/process_daemon.py"))
+IPYKERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+KEY = "0123456789abcdef"
+
+
+@dataclass
+class Home:
+    """One user's Torpor for one test."""
+
+    path: Path
+
+    @property
+    def client(self) -> Client:
+        return Client(user_paths())
+
+    @property
+    def paths(self) -> Any:
+        return user_paths()
+
+    def request(self, kernel_id: str = "k1", **changes: Any) -> LaunchRequest:
+        endpoints = Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), KEY)
+        fields: dict[str, Any] = {
+            "kernel_id": kernel_id,
+            "argv": IPYKERNEL,
+            "cwd": str(self.path),
+            "client": endpoints,
+            "kernel_name": "python3",
+        }
+        return LaunchRequest(**{**fields, **changes})
+
+    def program(self, code: str) -> tuple[str, ...]:
+        return (sys.executable, "-S", "-c", code, "{connection_file}")
+
+    def configure(self, text: str) -> None:
+        self.paths.config.mkdir(parents=True, exist_ok=True)
+        (self.paths.config / "torpor_config.py").write_text(text)
+
+    def log(self) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(line) for line in self.paths.log.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.log() if line["event"] == event]
+
+    def processes(self) -> dict[int, str]:
+        """Give every live process of ours but the test's own."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                seen = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                if str(self.path).encode() in seen and start_ticks(int(entry.name)):
+                    found[int(entry.name)] = (
+                        (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    )
+        return found
+
+    def left(self) -> list[str]:
+        """Give everything that a clean world would not have."""
+        left = [f"process {pid}: {line}" for pid, line in self.processes().items()]
+        for path in self.path.rglob("*"):
+            mode = path.lstat().st_mode
+            if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) or stat.S_ISLNK(mode):
+                left.append(f"file {path}")
+        if self.paths.kernels.is_dir():
+            left += [f"folder {path}" for path in self.paths.kernels.iterdir()]
+        return left
+
+    async def daemon_pid(self) -> int:
+        return int((await self.client.status())["pid"])
+
+    async def kill_daemon(self) -> int:
+        pid = await self.daemon_pid()
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: start_ticks(pid) is None)
+        return pid
+
+    async def until_no_kernel(self, within_s: float = 10) -> None:
+        async with asyncio.timeout(within_s):
+            while await self.client.kernels() or list(self.paths.kernels.iterdir()):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+async def eventually(condition: Callable[[], Any], within_s: float = 10) -> None:
+    """Return once ``condition`` holds."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def home(monkeypatch):
+    path = Path(tempfile.mkdtemp(prefix="tpd-", dir="/tmp"))
+    monkeypatch.setenv("TORPOR_HOME", str(path))
+    monkeypatch.setattr(torpor.client, "daemon_argv", lambda: DAEMON)
+    found = Home(path)
+    yield found
+    try:
+        left = asyncio.run(_close(found))
+        assert left == [], "\n".join([*left, *map(str, found.log()[-20:])])
+    finally:
+        for pid in found.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+async def _close(home: Home) -> list[str]:
+    """Stop the daemon; give what is left although no kernel should be."""
+    with contextlib.suppress(NotRunning):
+        await home.client.status()
+        await home.client.shutdown()  # refused while it holds kernels: then the test left some
+    deadline = time.monotonic() + 5
+    while (left := home.left()) and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    return left

@@ -1,0 +1,100 @@
+import json
+
+import pytest
+from torpor.config import DaemonSettings, SettingsSource, load_settings, template_of, user_paths
+from torpor.errors import ConfigError
+from torpor.paths import resolve_paths
+
+
+@pytest.fixture
+def paths(tmp_path):
+    found = resolve_paths({"TORPOR_HOME": str(tmp_path)}, uid=1, home=tmp_path)
+    found.config.mkdir()
+    return found
+
+
+def write(paths, text, name="torpor_config.py"):
+    (paths.config / name).write_text(text)
+
+
+def test_nothing_configured(paths):
+    settings = load_settings(paths, {})
+    assert settings.default_template == "default"
+    assert settings.template(None).name == "default"
+    assert settings.daemon.idle_exit_s == DaemonSettings().idle_exit_s
+    assert settings.daemon.concurrent_starts >= 2
+    assert settings.runsc_path is None
+
+
+def test_python_and_json_files_count_both(paths):
+    write(
+        paths,
+        """
+c.Torpor.templates = {
+    "big": {"memory_bytes": "16G", "workspace": "ro", "env": {"A": "b"}, "env_allow": ["X"]}
+}
+c.Torpor.default_template = "big"
+c.TorporDaemon.idle_exit_s = 1.5
+c.TorporDaemon.concurrent_starts = 7
+""",
+    )
+    write(paths, json.dumps({"Torpor": {"runsc_path": "/r"}}), "torpor_config.json")
+    settings = load_settings(paths, {})
+    big = settings.template(None)
+    assert (big.name, big.memory_bytes, big.workspace) == ("big", 16 << 30, "ro")
+    assert (big.env, big.env_allow) == ({"A": "b"}, ("X",))
+    assert settings.daemon.idle_exit_s == 1.5
+    assert settings.daemon.concurrent_starts == 7
+    assert settings.runsc_path == "/r"
+    assert load_settings(paths, {"TORPOR_RUNSC": "/e"}).runsc_path == "/e"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("this is no Python (", "SyntaxError"),
+        ("raise RuntimeError('my own')", "my own"),
+        ("c.Torpor.templats = {}", "templats"),
+        ("c.Torpor.templates = {'a': {'memory': 1}}", "memory"),
+        ("c.Torpor.templates = {'a': 7}", "dictionary"),
+        ("c.Torpor.templates = {'a': {'pids': 'x'}}", "wrong kind"),
+        ("c.Torpor.templates = {'a': {'memory_bytes': 'much'}}", "much"),
+        ("c.Torpor.templates = {'a': {'workspace': 'all'}}", "workspace"),
+        ("c.Torpor.default_template = 'missing'", "missing"),
+        ("c.TorporDaemon.idle_exit_s = 'soon'", "idle_exit_s"),
+        ("c.TorporDaemon.idle_exit_s = 0", "idle_exit_s"),
+        ("c.TorporDaemon.concurrent_starts = -1", "concurrent_starts"),
+    ],
+)
+def test_wrong_configuration_is_named(paths, text, named):
+    write(paths, text)
+    with pytest.raises(ConfigError, match=named):
+        load_settings(paths, {})
+
+
+def test_unknown_template_lists_the_known():
+    with pytest.raises(ConfigError) as caught:
+        load_settings(user_paths({"TORPOR_HOME": "/nonexistent"}), {}).template("huge")
+    assert "'huge'" in caught.value.message
+    assert "default" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2G", 2 << 30), ("512 MiB", 512 << 20), ("1.5gb", 3 << 29)]
+)
+def test_sizes(text, expected):
+    assert template_of("t", {"memory_bytes": text}).memory_bytes == expected
+
+
+async def test_files_are_read_again_when_they_change(paths):
+    source = SettingsSource(paths)
+    first = await source.current()
+    assert await source.current() is first
+    write(paths, "c.Torpor.templates = {'a': {}}")
+    assert "a" in (await source.current()).templates
+    write(paths, "broken(")
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            await source.current()
+    (paths.config / "torpor_config.py").unlink()
+    assert "a" not in (await source.current()).templates
