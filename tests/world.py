@@ -85,12 +85,31 @@ def look(home: Path, kernel_ids: list[str] | None = None, *, services: bool = Fa
     )
 
 
+def _new(now: list[str], before: list[str]) -> list[str]:
+    return [each for each in now if each not in before]
+
+
 def wait_clean(
-    home: Path, kernel_ids: list[str] | None = None, *, services: bool = False, within_s: float = 10
+    home: Path,
+    kernel_ids: list[str] | None = None,
+    *,
+    before: Leftovers | None = None,
+    services: bool = False,
+    within_s: float = 10,
 ) -> None:
-    """Return once nothing is left; raise AssertionError with the list after ``within_s`` seconds."""
+    """Return once nothing is left but what was there ``before``; AssertionError after ``within_s``."""
+    known = before or Leftovers()
     deadline = time.monotonic() + within_s
-    while left := look(home, kernel_ids, services=services):
+    while True:
+        now = look(home, kernel_ids, services=services)
+        left = Leftovers(
+            processes=_new(now.processes, known.processes),
+            mounts=_new(now.mounts, known.mounts),
+            cgroups=_new(now.cgroups, known.cgroups),
+            files=_new(now.files, known.files),
+        )
+        if not left:
+            return
         if time.monotonic() > deadline:
             raise AssertionError(f"left in the world: {left}")
         time.sleep(0.1)

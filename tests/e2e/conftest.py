@@ -10,7 +10,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from tests.home import start, torpor_home
-from tests.world import wait_clean
+from tests.world import look, wait_clean
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,7 @@ def manager_and_client(
     torpor_env: Path, workspace: Path
 ) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
     """A sandboxed kernel of this test's own; afterwards the world is checked."""
+    before = look(torpor_env)
     km, kc = start(workspace)
     kernel_id = km.kernel_id
     try:
@@ -41,7 +42,7 @@ def manager_and_client(
         kc.stop_channels()
         if km.has_kernel:
             km.shutdown_kernel(now=True)
-        wait_clean(torpor_env, [kernel_id])
+        wait_clean(torpor_env, [kernel_id], before=before)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ class TestSandboxedPython(jkt.KernelTests):
     code_stderr = "import sys; print('test', file=sys.stderr)"
     completion_samples = [  # noqa: RUF012
         {"text": "zi", "matches": {"zip"}},
-        {"text": "open(", "matches": set()},
     ]
     complete_code_samples = ["1", "print('hello, world')", "def f(x):\n  return x*2\n\n"]  # noqa: RUF012
     incomplete_code_samples = ["print('''hello", "def f(x):\n  x*2"]  # noqa: RUF012
