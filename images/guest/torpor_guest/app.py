@@ -13,6 +13,7 @@ from torpor_guest.boot import Boot, StartParams
 from torpor_guest.kernel import Kernel
 from torpor_guest.launch import Launched
 from torpor_guest.loop import READ, Loop
+from torpor_guest.probe import Probe
 from torpor_guest.relay import Relay
 from torpor_guest.rpc import Rpc
 from torpor_guest.spawn import SpawnError, kill_descendants
@@ -32,8 +33,6 @@ class Guest:
     """Everything of one sandbox. ``run`` returns when the host or a signal told it to end."""
 
     def __init__(self, boot: Boot, folder: str, link_fds: tuple[int, int]) -> None:
-        for fd in link_fds:
-            os.set_blocking(fd, False)
         queues = {**Limits().queue_bytes, Channel.IOPUB: boot.buffer_bytes}
         limits = Limits(queue_bytes=queues)
         self._loop = Loop()
@@ -44,21 +43,29 @@ class Guest:
             FifoStream(*link_fds),
             boot.buffer_bytes,
             lambda body: self._rpc.serve(body),
-            lambda parts: self._kernel.replied(parts),
-            lambda welcome: self._kernel.heard(welcome),
+            lambda parts: self._probe.replied(parts),
+            lambda welcome: self._probe.heard(welcome),
             self._takes,
+            self._loop.stop,
         )
         emit = self._relay.emit
         self._wires = Wires(
             self._loop,
             limits.max_message_bytes,
             self._relay.from_kernel,
-            lambda _channel: self._kernel.wire_up(),
+            lambda _channel: self._probe.wire_up(),
             lambda beating: emit({"event": "heartbeat", "beating": beating}),
         )
         self._relay.wires = self._wires
+        self._probe = Probe(self._loop, boot.key, self._wires)
         self._kernel = Kernel(
-            self._loop, boot, folder, self._wires, emit, self._relay.count_dropped
+            self._loop,
+            boot,
+            folder,
+            self._wires,
+            self._probe,
+            emit,
+            self._relay.count_dropped,
         )
         self._rpc = Rpc(self._kernel, emit, self._leave)
         self._loop.after_each = self._relay.flush

@@ -110,7 +110,13 @@ def parse_start(body: object) -> StartParams:
 
 
 def _is_word(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _positive(body: dict[str, object], name: str, default: int) -> int:

@@ -24,15 +24,18 @@ from torpor_guest.output import Output
 from torpor_guest.probe import Probe
 from torpor_guest.spawn import SpawnError, kill_session
 from torpor_guest.wires import Wires
-from torpor_guest.zmtp import Part
 
-TYPE_CHECKING = False  # as mypy knows it; typing itself takes 20 ms to import
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
     Emit = Callable[[dict[str, Any]], None]
     Done = Callable[[SpawnError | None], None]
+
+
+class RestartRefused(Exception):
+    """There was never a kernel, or a restart is under way already; the message says which."""
 
 
 class Kernel:
@@ -47,6 +50,7 @@ class Kernel:
         boot: Boot,
         folder: str,
         wires: Wires,
+        probe: Probe,
         emit: Emit,
         on_dropped: Callable[[Channel, int, int], None],
     ) -> None:
@@ -54,12 +58,12 @@ class Kernel:
         self._boot = boot
         self._folder = folder
         self._wires = wires
+        self._probe = probe
         self._emit = emit
         self._on_dropped = on_dropped
         self._params: StartParams | None = None
         self._launched: Launched | None = None
         self._output: Output | None = None
-        self._probe: Probe | None = None
         self._deadline: Timer | None = None
         self._timed_out = ""
         self._session = 0  # of the last kernel; outlives it while its children stay
@@ -90,7 +94,7 @@ class Kernel:
         }
 
     def start(self, params: StartParams) -> None:
-        """Start a process; ``ready`` or ``failed`` follows.
+        """Start a process where there is none; ``ready`` or ``failed`` follows.
 
         Raises:
             SpawnError: it could not be executed (the ``failed`` event was sent too).
@@ -119,8 +123,7 @@ class Kernel:
         self._launched = launched
         self._session = launched.process.pid
         self._output = Output(self._loop, launched.process.output_fd, self._boot.stderr_tail_bytes)
-        shell = self._wires.by_channel[Channel.SHELL]
-        self._probe = Probe(self._loop, self._boot.key.encode(), shell.send, self._ready)
+        self._probe.arm(self._ready)
         self._deadline = self._loop.after(params.start_timeout_s, self._timeout)
         self._wires.open(launched.connection.ports)
 
@@ -128,9 +131,15 @@ class Kernel:
         """Kill the old process with all of its session, then start ``params`` (None = as before).
 
         ``then`` is called when the new process exists, or with why it does not.
+
+        Raises:
+            RestartRefused: nothing was done.
         """
         chosen = params or self._params
-        assert chosen is not None
+        if chosen is None:
+            raise RestartRefused("no kernel was started in this sandbox")
+        if self._after_exit is not None:
+            raise RestartRefused("the kernel is being restarted")
 
         def begin() -> None:
             try:
@@ -140,16 +149,11 @@ class Kernel:
             else:
                 then(None)
 
-        alive = self.pid is not None
-        if alive:
-            self._after_exit = begin
         self.kill()
-        if not alive:
+        if self.pid is None:
             begin()
-
-    def can_restart(self, params: StartParams | None) -> bool:
-        """Whether there is something to start, and no restart is under way."""
-        return (params or self._params) is not None and self._after_exit is None
+        else:
+            self._after_exit = begin
 
     def kill(self) -> None:
         """SIGKILL the kernel and what its session still holds, also of a kernel that has ended."""
@@ -167,7 +171,7 @@ class Kernel:
             raise ProcessLookupError
         try:
             os.killpg(pid, signum)
-        except ProcessLookupError:  # not yet its own group, or it has left it
+        except ProcessLookupError:  # it has left its group
             os.kill(pid, signum)
 
     def reaped(self, pid: int, exit_code: int) -> None:
@@ -181,11 +185,10 @@ class Kernel:
         self._launched = None
         was_ready, self.state = self.state == "ready", "exited"
         self._exit_code = exit_code
-        self._quiet()
+        self._end_start()
         if was_ready:
-            tail = self._tail()
             event = {"event": "exited", "generation": self.generation, "exit_code": exit_code}
-            self._emit({**event, "stderr_tail": tail})
+            self._emit({**event, "stderr_tail": self._tail()})
         elif self._timed_out:
             self._fail("timeout", self._timed_out)
         else:
@@ -194,46 +197,24 @@ class Kernel:
         if begin is not None:
             begin()
 
-    def replied(self, parts: list[Part]) -> None:
-        """Take the reply to a request of ours."""
-        if self._probe is not None:
-            self._probe.replied(parts)
-
-    def heard(self, welcome: bool) -> None:
-        """Take note that something came over iopub."""
-        if self._probe is not None:
-            self._probe.heard(welcome=welcome)
-
-    def wire_up(self) -> None:
-        """Take note that a connection to the kernel has come up."""
-        if self._probe is not None and self._wires.all_up:
-            self._probe.begin()
-
-    def _ready(self, content: dict[str, Any], welcome: bool) -> None:
-        self._quiet()
+    def _ready(self, kernel_info: dict[str, Any], welcome: bool) -> None:
+        self._end_start()
         self.state = "ready"
-        self._kernel_info, self._welcome = content, welcome
+        self._kernel_info, self._welcome = kernel_info, welcome
         event = {"event": "ready", "generation": self.generation, "pid": self.pid}
-        self._emit({**event, "kernel_info": content, "iopub_welcome": welcome})
+        self._emit({**event, "kernel_info": kernel_info, "iopub_welcome": welcome})
 
     def _timeout(self) -> None:
         assert self._params is not None
-        probe = self._probe
-        stage = "did not open its ports"
-        if self._wires.all_up:
-            stage = "opened its ports but did not answer kernel_info_request"
-        if probe is not None and probe.answer is not None:
-            stage = "answered but sent nothing over iopub"
-        self._timed_out = f"the kernel {stage} within {self._params.start_timeout_s:g} s"
+        within_s = self._params.start_timeout_s
+        self._timed_out = f"the kernel {self._probe.stage} within {within_s:g} s"
         self.kill()
 
-    def _quiet(self) -> None:
-        """End everything that belongs to starting."""
+    def _end_start(self) -> None:
+        self._probe.disarm()
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._probe is not None:
-            self._probe.cancel()
-        self._deadline = self._probe = None
+            self._deadline = None
 
     def _fail(self, reason: str, message: str) -> None:
         self._failure = {

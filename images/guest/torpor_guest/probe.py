@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import time
 
+from torpor.link import Channel
+
 from torpor_guest.lean_json import dumps, loads
 from torpor_guest.loop import Loop, Timer
 from torpor_guest.signing import sign
+from torpor_guest.wires import Wires
 from torpor_guest.zmtp import Part
 
-TYPE_CHECKING = False  # as mypy knows it; typing itself takes 20 ms to import
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    OnReady = Callable[[dict[str, Any], bool], None]
 
 DELIMITER = b"<IDS|MSG>"
 _REPEAT_S = 0.1
@@ -26,33 +30,50 @@ _MAX_REPEATS = 20
 
 
 class Probe:
-    """Asks one starting kernel; ``on_ready(kernel_info, iopub_welcome)`` is called at most once."""
+    """Asks the kernel that is starting. Idle until ``arm``, and again after ready or ``disarm``."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        key: bytes,
-        ask: Callable[[list[Part]], None],
-        on_ready: Callable[[dict[str, Any], bool], None],
-    ) -> None:
+    def __init__(self, loop: Loop, key: str, wires: Wires) -> None:
         self._loop = loop
-        self._key = key
-        self._ask = ask
-        self._on_ready = on_ready
+        self._key = key.encode()
+        self._wires = wires
+        self._on_ready: OnReady | None = None
         self._timer: Timer | None = None
         self._asked = 0
         self._heard = False
-        self._done = False
-        self.answer: dict[str, Any] | None = None
-        self.welcome = False
+        self._welcome = False
+        self._answer: dict[str, Any] | None = None
 
-    def begin(self) -> None:
-        """Send the first request; call it once shell is up. Later calls do nothing."""
-        if self._asked == 0:
-            self._send()
+    def arm(self, on_ready: OnReady) -> None:
+        """Watch a new kernel process; ``on_ready(kernel_info, iopub_welcome)`` once it is ready."""
+        self.disarm()
+        self._on_ready = on_ready
+        self._asked = 0
+        self._heard = self._welcome = False
+        self._answer = None
+
+    def disarm(self) -> None:
+        """Ask no more. Twice is fine."""
+        self._on_ready = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def stage(self) -> str:
+        """How far the kernel has come, for a person."""
+        if self._answer is not None:
+            return "answered but sent nothing over iopub"
+        if self._wires.all_up:
+            return "opened its ports but did not answer kernel_info_request"
+        return "did not open its ports"
+
+    def wire_up(self) -> None:
+        """Take note that a connection to the kernel has come up."""
+        if self._on_ready is not None and self._asked == 0 and self._wires.all_up:
+            self._ask()
 
     def replied(self, parts: list[Part]) -> None:
-        """Take a shell message that has no client identity: the reply to our request."""
+        """Take a reply to a request of ours."""
         try:
             header: Any = loads(bytes(parts[2]))
             if header.get("msg_type") != "kernel_info_reply":
@@ -60,37 +81,35 @@ class Probe:
             content = loads(bytes(parts[5]))
         except (ValueError, IndexError, AttributeError):
             return
-        self.answer = content if isinstance(content, dict) else {}
-        if not self._settle() and self._timer is None:
+        self._answer = content if isinstance(content, dict) else {}
+        self._settle()
+        if self._on_ready is not None and self._timer is None:
             self._timer = self._loop.after(_REPEAT_S, self._repeat)
 
-    def heard(self, *, welcome: bool) -> None:
+    def heard(self, welcome: bool) -> None:
         """Take note that a message came over iopub."""
-        self._heard = True
-        self.welcome = self.welcome or welcome
-        self._settle()
+        if self._on_ready is not None:
+            self._heard = True
+            self._welcome = self._welcome or welcome
+            self._settle()
 
-    def cancel(self) -> None:
-        """Ask no more; ``on_ready`` will not be called."""
-        self._done = True
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _settle(self) -> bool:
+    def _settle(self) -> None:
         silent = self._asked > _MAX_REPEATS  # it publishes no status; that is its own affair
-        if not self._done and self.answer is not None and (self._heard or silent):
-            self.cancel()
-            self._on_ready(self.answer, self.welcome)
-        return self._done
+        on_ready = self._on_ready
+        if on_ready is not None and self._answer is not None and (self._heard or silent):
+            self.disarm()
+            on_ready(self._answer, self._welcome)
 
     def _repeat(self) -> None:
         self._timer = None
-        if not self._settle():
-            self._send()
+        self._settle()
+        if self._on_ready is not None:
+            self._ask()
 
-    def _send(self) -> None:
+    def _ask(self) -> None:
         self._asked += 1
-        self._ask(kernel_info_request(self._key, f"torpor-probe-{self._asked}"))
+        request = kernel_info_request(self._key, f"torpor-probe-{self._asked}")
+        self._wires.by_channel[Channel.SHELL].send(request)
 
 
 def kernel_info_request(key: bytes, msg_id: str) -> list[Part]:

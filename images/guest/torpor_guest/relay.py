@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
 _WRITES_PER_ROUND = 16
 _REPORT_S = 0.25
 _REPORT_QUEUE_BYTES = 65536
@@ -53,6 +53,7 @@ class Relay:
         on_own_reply: Callable[[list[Part]], None],
         on_heard: Callable[[bool], None],
         takes: Callable[[Channel], bool],
+        on_hangup: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._link = link
@@ -62,6 +63,7 @@ class Relay:
         self._on_own_reply = on_own_reply
         self._on_heard = on_heard
         self._takes = takes
+        self._on_hangup = on_hangup
         self._held: dict[Channel, deque[list[Part]]] = {}
         self._dropped: dict[Channel, tuple[int, int]] = {}
         self._report_due = False
@@ -99,7 +101,11 @@ class Relay:
             buffers = self._link.data_to_send()
             if not buffers:
                 return
-            sent = self._stream.write(buffers)
+            try:
+                sent = self._stream.write(buffers)
+            except OSError:
+                self._on_hangup()
+                return
             if sent == 0:
                 break
             self._link.sent(sent)
@@ -116,7 +122,11 @@ class Relay:
         self._loop.forget(self._stream.write_fileno())
 
     def _readable(self, _events: int) -> None:
-        received = self._stream.read(_READ_BYTES)
+        try:
+            received = self._stream.read(_READ_BYTES)
+        except (EOFError, OSError):
+            self._on_hangup()
+            return
         if received:
             try:
                 self._link.receive_data(received)

@@ -12,7 +12,7 @@ Error codes: ``bad_request`` (what is wrong is named), ``busy`` (a kernel is run
 from __future__ import annotations
 
 from torpor_guest.boot import BootError, parse_start
-from torpor_guest.kernel import Kernel
+from torpor_guest.kernel import Kernel, RestartRefused
 from torpor_guest.lean_json import loads
 from torpor_guest.spawn import SpawnError
 
@@ -46,8 +46,8 @@ class Rpc:
             "start": self._start,
             "restart": self._restart,
             "signal": self._signal,
-            "status": lambda _params, answer: answer(kernel.status()),
-            "ping": lambda _params, answer: answer({}),
+            "status": lambda _params, answer: answer({"result": kernel.status()}),
+            "ping": lambda _params, answer: answer({"result": {}}),
             "exit": self._exit,
         }
 
@@ -59,13 +59,11 @@ class Rpc:
         except (ValueError, KeyError, TypeError, AttributeError):
             return
 
-        def answer(result: dict[str, Any]) -> None:
-            self._emit(
-                {"id": ident, **result} if "error" in result else {"id": ident, "result": result}
-            )
+        def answer(body: dict[str, Any]) -> None:
+            self._emit({"id": ident, **body})
 
+        act = self._methods.get(method) if isinstance(method, str) else None
         try:
-            act = self._methods.get(method) if isinstance(method, str) else None
             if act is None or not isinstance(params, dict):
                 raise RpcError("bad_request", f"no method {method!r:.60} with such params")
             act(params, answer)
@@ -87,18 +85,17 @@ class Rpc:
     def _restart(self, params: dict[str, Any], answer: Answer) -> None:
         start = params.get("start")
         wanted = None if start is None else parse_start(start)
-        if not self._kernel.can_restart(wanted):
-            if self._kernel.generation == 0:
-                raise RpcError("no_kernel", "no kernel was started in this sandbox")
-            raise RpcError("busy", "the kernel is being restarted")
 
         def then(error: SpawnError | None) -> None:
             answer(self._started() if error is None else _error("spawn", str(error)))
 
-        self._kernel.restart(wanted, then)
+        try:
+            self._kernel.restart(wanted, then)
+        except RestartRefused as exc:
+            raise RpcError("busy" if self._kernel.generation else "no_kernel", str(exc)) from exc
 
     def _started(self) -> dict[str, Any]:
-        return {"generation": self._kernel.generation, "pid": self._kernel.pid}
+        return {"result": {"generation": self._kernel.generation, "pid": self._kernel.pid}}
 
     def _signal(self, params: dict[str, Any], answer: Answer) -> None:
         signum = params.get("signum")
@@ -108,10 +105,10 @@ class Rpc:
             self._kernel.signal(signum)
         except ProcessLookupError:
             raise RpcError("no_kernel", "there is no kernel process to signal") from None
-        answer({})
+        answer({"result": {}})
 
     def _exit(self, _params: dict[str, Any], answer: Answer) -> None:
-        answer({})
+        answer({"result": {}})
         self._leave()
 
 

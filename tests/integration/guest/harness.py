@@ -103,7 +103,8 @@ class Host:
             if not sent:
                 break
             self.link.sent(sent)
-        select.select([self.stream.read_fileno()], [], [], wait_s)
+        full = [self.stream.write_fileno()] if buffers else []
+        select.select([self.stream.read_fileno()], full, [], wait_s)
         if received := self.stream.read(1 << 20):
             self.link.receive_data(received)
         while (event := self.link.next_event()) is not None:

@@ -84,6 +84,7 @@ def test_boot_that_is_no_object(text: str) -> None:
         ({"argv": "ls"}, "argv"),
         ({"argv": ["a\0"]}, "argv"),
         ({"argv": [""]}, "argv"),
+        ({"argv": ["\ud800"]}, "argv"),
         ({"env": {"A=B": "1"}}, "env"),
         ({"env": {"": "1"}}, "env"),
         ({"env": {"A": 1}}, "env"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torpor.link import Channel
 from torpor_guest.loop import READ, Loop
 from torpor_guest.output import Output
 from torpor_guest.probe import Probe
@@ -154,16 +155,25 @@ def test_a_forgotten_descriptor_is_silent() -> None:
 
 
 class Asked:
-    """A probe with everything it does written down."""
+    """A probe with everything it does written down; it is its own connections."""
 
     def __init__(self) -> None:
         self.loop = Loop()
         self.sent = 0
         self.ready: list[tuple[dict[str, Any], bool]] = []
-        self.probe = Probe(self.loop, b"key", self._ask, lambda *seen: self.ready.append(seen))
-        self.probe.begin()
+        self.probe = Probe(self.loop, "key", self)  # type: ignore[arg-type]
+        self.probe.wire_up()
+        assert self.sent == 0
+        self.probe.arm(lambda *seen: self.ready.append(seen))
+        self.probe.wire_up()
 
-    def _ask(self, parts: list[Part]) -> None:
+    all_up = True
+
+    @property
+    def by_channel(self) -> dict[Channel, Asked]:
+        return {Channel.SHELL: self}
+
+    def send(self, parts: list[Part]) -> None:
         assert parts[0] == b"<IDS|MSG>"
         self.sent += 1
 
@@ -204,6 +214,6 @@ def test_other_and_broken_replies_do_not_count() -> None:
     asked.reply(content=b"{")
     asked.probe.replied([b"<IDS|MSG>"])
     assert asked.ready == []
-    asked.probe.cancel()
+    asked.probe.disarm()
     asked.reply()
     assert asked.ready == []
