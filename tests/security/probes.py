@@ -127,7 +127,7 @@ DEVICES = [
         harmless = {'null', 'zero', 'full', 'random', 'urandom', 'tty', 'ptmx', 'console'}
         for name in set(os.listdir('/dev')) - harmless:
             try:
-                if stat.S_ISCHR(os.stat('/dev/' + name).st_mode):
+                if stat.S_ISCHR(os.lstat('/dev/' + name).st_mode):
                     return os.open('/dev/' + name, os.O_RDONLY | os.O_NONBLOCK) >= 0 and name
             except OSError:
                 pass
