@@ -13,7 +13,7 @@ import struct
 from collections import deque
 
 from .errors import LinkProtocolError
-from .types import LENGTH_BYTES, Channel, Limits, Message, Opened, message_cost
+from .types import LENGTH_BYTES, MESSAGE_BYTES, Channel, Limits, Message, Opened, message_cost
 
 _ACK_MESSAGES = 128  # acknowledge at least this often even when nothing flows the other way
 _VIEW_BYTES = 4096  # a smaller part is copied out rather than keep a large message alive
@@ -129,15 +129,20 @@ class Inbox:
             return
         self._held_bytes -= cost
         if seq == self.handled_next:
-            seq += 1
-            while seq in self._done:
-                self._done.remove(seq)
-                seq += 1
-            self.handled_next = seq
+            self.handled_next = seq + 1
+            if self._done:
+                self._catch_up()
         else:
             self._done.add(seq)
+            self._held_bytes += MESSAGE_BYTES  # so that remembering it stays bounded, too
         if self.handled_next - self._told >= _ACK_MESSAGES or self.limit - self._got <= self._half:
             self._hurry()
+
+    def _catch_up(self) -> None:
+        while self.handled_next in self._done:
+            self._done.remove(self.handled_next)
+            self._held_bytes -= MESSAGE_BYTES
+            self.handled_next += 1
 
     @property
     def owes(self) -> bool:

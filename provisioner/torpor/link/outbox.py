@@ -29,28 +29,20 @@ class _Outgoing:
 
     __slots__ = ("cost", "count", "nbytes", "pieces", "table")
 
-    def __init__(self, parts: Sequence[Buffer], limits: Limits) -> None:
-        flat = [part if type(part) is bytes else memoryview(part).cast("B") for part in parts]
-        self.count = len(flat)
-        sizes = [len(part) for part in flat]
-        total = sum(sizes)
-        whole = total + LENGTH_BYTES * self.count
-        self.cost = message_cost(total, self.count)
-        self.table: bytes | None = None
-        if not 0 < self.count <= limits.max_parts or whole > limits.max_message_bytes:
-            raise MessageTooLarge(
-                f"a message of {self.count} parts and {whole} bytes: at least 1 and at most "
-                f"{limits.max_parts} parts, at most {limits.max_message_bytes} bytes"
-            )
-        table = lengths_struct(self.count).pack(*sizes)
-        if whole > limits.max_frame_bytes:
-            self.table = table
-            self.nbytes = total
-            self.pieces = _joined(flat)
-        else:
-            self.nbytes = whole
-            flat.insert(0, table)
-            self.pieces = [b"".join(flat)] if whole <= _JOIN_BYTES else _joined(flat)
+    def __init__(
+        self, cost: int, count: int, nbytes: int, pieces: list[Buffer], table: bytes | None
+    ) -> None:
+        self.cost = cost
+        self.count = count
+        self.nbytes = nbytes
+        self.pieces = pieces
+        self.table = table
+
+
+def _flat(part: Buffer) -> Buffer:
+    """Give any contiguous buffer as a view of its bytes."""
+    view = memoryview(part)
+    return view.cast("B") if view.nbytes else b""  # an empty array of many dimensions has no cast
 
 
 def _joined(parts: Sequence[Buffer]) -> list[Buffer]:
@@ -78,8 +70,10 @@ class Outbox:
         self.ready: deque[Frame] = deque()
         self.base = 0
         self.pending_bytes = 0
-        self._limits = limits
+        self._frame = limits.max_frame_bytes
+        self._parts = limits.max_parts
         self._bound = limits.queue_bytes[channel]
+        self._most = min(limits.max_message_bytes, self._bound)
         self.waiting: deque[_Outgoing] = deque()  # not, or not wholly, in frames in this session
         self._unacked: deque[_Outgoing] = deque()  # numbers base to next - 1
         self._next = 0
@@ -90,11 +84,10 @@ class Outbox:
 
     def fits(self, nbytes: int, parts: int) -> bool:
         """Say whether a message of ``nbytes`` in ``parts`` parts would be taken now."""
-        if nbytes + LENGTH_BYTES * parts > self._bound:
+        if not 0 < parts <= self._parts or nbytes + LENGTH_BYTES * parts > self._most:
             return False
-        return not self.pending_bytes or (
-            self.pending_bytes + message_cost(nbytes, parts) <= self._bound
-        )
+        pending = self.pending_bytes  # an empty queue takes any message that it can hold
+        return not pending or pending + message_cost(nbytes, parts) <= self._bound
 
     def push(self, parts: Sequence[Buffer]) -> None:
         """Queue a message; the parts must not change until it is acknowledged.
@@ -103,16 +96,36 @@ class Outbox:
             MessageTooLarge: it can never be sent. Nothing was queued.
             QueueFull: it does not fit now. Nothing was queued.
         """
-        message = _Outgoing(parts, self._limits)
-        pending = self.pending_bytes + message.cost
-        if pending > self._bound:
-            nbytes = message.cost - message_cost(0, message.count)
-            if nbytes + LENGTH_BYTES * message.count > self._bound:
-                raise MessageTooLarge(f"{self.channel.name}: {nbytes} bytes, {self._bound} at most")
-            if self.pending_bytes:
-                raise QueueFull(f"{self.channel.name}: {self.pending_bytes} bytes already wait")
+        flat = [part if type(part) is bytes else _flat(part) for part in parts]
+        sizes = [len(part) for part in flat]
+        total, count = sum(sizes), len(sizes)
+        nbytes = total + LENGTH_BYTES * count
+        cost = message_cost(total, count)
+        if (
+            self.pending_bytes + cost > self._bound
+            or nbytes > self._most
+            or not 0 < count <= self._parts
+        ):
+            self._refuse(nbytes, count)
+        table = lengths_struct(count).pack(*sizes)
+        if nbytes <= _JOIN_BYTES and nbytes <= self._frame:
+            message = _Outgoing(cost, count, nbytes, [b"".join((table, *flat))], None)
+        elif nbytes <= self._frame:
+            message = _Outgoing(cost, count, nbytes, _joined([table, *flat]), None)
+        else:
+            message = _Outgoing(cost, count, total, _joined(flat), table)
         self.waiting.append(message)
-        self.pending_bytes = pending
+        self.pending_bytes += cost
+
+    def _refuse(self, nbytes: int, count: int) -> None:
+        """Raise what ``push`` says, unless the queue is empty: it takes any message it can hold."""
+        if nbytes > self._most or not 0 < count <= self._parts:
+            raise MessageTooLarge(
+                f"{self.channel.name}: a message of {count} parts and {nbytes} bytes;"
+                f" 1 to {self._parts} parts and {self._most} bytes are possible"
+            )
+        if self.pending_bytes:
+            raise QueueFull(f"{self.channel.name}: {self.pending_bytes} bytes already wait")
 
     def next_frame(self) -> Frame | None:
         """Make the next frame and append it to ``ready``; None when there is nothing or no credit."""
@@ -151,7 +164,7 @@ class Outbox:
         return self._staged(len(table), [frame])
 
     def _chunk(self, message: _Outgoing) -> Frame | None:
-        length = min(self._left, self._limits.max_frame_bytes)
+        length = min(self._left, self._frame)
         if self._used + length > self._limit:
             return None
         self._used += length
@@ -223,6 +236,13 @@ class Outbox:
         """Forget the frames that were made and not written; the messages stay."""
         self.ready.clear()
         self._left = 0
+
+    def clear(self) -> None:
+        """Forget every message."""
+        self.drop_frames()
+        self.waiting.clear()
+        self._unacked.clear()
+        self.pending_bytes = 0
 
     def adopt(self, base: int, limit: int) -> None:
         """Take the numbering from the peer: this end is a new process that has sent nothing."""

@@ -37,34 +37,32 @@ class ChunkSink(Protocol):
         ...
 
 
-class Receiver(Protocol):
-    """Who is told what else is found. Each may change the routes and start a hunt."""
-
-    def marker_found(self) -> None:
-        """The hunt is over: frames begin behind the marker."""
-        ...
-
-    def blank_found(self) -> None:
-        """Zero bytes where a frame should start: hunt, or raise LinkProtocolError."""
-        ...
-
-    def broken(self, error: LinkProtocolError) -> None:
-        """The peer broke the protocol: hunt, or raise."""
-        ...
-
-
 class FrameReader:
     """Finds a marker in a stream that starts anywhere, and the frames behind it.
 
     ``routes`` (tag to handler) and ``sinks`` (tag to sink of chunks) say what is allowed now; any other
     frame is an error. Holds at most one frame.
+
+    Args:
+        max_frame_bytes: the largest payload of a frame.
+        on_marker: the hunt is over, frames begin behind the marker.
+        on_blank: zero bytes where a frame should start; starts a hunt or raises LinkProtocolError.
+        on_broken: the peer broke the protocol; starts a hunt or raises.
     """
 
-    def __init__(self, max_frame_bytes: int, receiver: Receiver) -> None:
+    def __init__(
+        self,
+        max_frame_bytes: int,
+        on_marker: Callable[[], None],
+        on_blank: Callable[[], None],
+        on_broken: Callable[[LinkProtocolError], None],
+    ) -> None:
         self.routes: Mapping[int, Handler] = {}
         self.sinks: Mapping[int, ChunkSink] = {}
         self._max = max_frame_bytes
-        self._receiver = receiver
+        self._on_marker = on_marker
+        self._on_blank = on_blank
+        self._on_broken = on_broken
         self._marker: bytes | None = None
         self._tail = b""  # may be the beginning of the marker
         self._held = bytearray()  # an incomplete header or frame ...
@@ -84,7 +82,7 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Handle what is complete now; raises what ``Receiver.broken`` raises."""
+        """Handle what is complete now; raises what ``on_broken`` raises."""
         pos, end = 0, len(data)
         while pos < end:
             try:
@@ -98,7 +96,7 @@ class FrameReader:
                     pos = self._frames(data, pos)
             except LinkProtocolError as error:
                 pos = self._resume
-                self._receiver.broken(error)
+                self._on_broken(error)
 
     def _find(self, marker: bytes, data: bytes, pos: int) -> int:
         tail, keep = self._tail, len(marker) - 1
@@ -112,7 +110,7 @@ class FrameReader:
                 return len(data)
             pos = index + len(marker)
         self._marker = None
-        self._receiver.marker_found()
+        self._on_marker()
         return pos
 
     def _gather(self, data: bytes, pos: int) -> int:
@@ -168,7 +166,7 @@ class FrameReader:
 
     def _refuse(self, header: bytes, length: int) -> None:
         if header == _BLANK:
-            self._receiver.blank_found()
+            self._on_blank()
         elif length > self._max:
             raise LinkProtocolError(f"a frame of {length} bytes, at most {self._max} are allowed")
         else:

@@ -27,7 +27,12 @@ class Schedule:
     @property
     def busy(self) -> bool:
         """Whether some channel has something to send, be it only for want of credit."""
-        return bool(self._rest) or any(o.ready or o.waiting for o in self._outboxes)
+        if self._rest:
+            return True
+        for outbox in self._outboxes:  # noqa: SIM110 (runs for every small message)
+            if outbox.waiting or outbox.ready:
+                return True
+        return False
 
     def peek(self, max_bytes: int, *, channels: bool) -> list[Buffer]:
         """Give whole frames until ``max_bytes`` are reached; without ``channels`` only urgent ones."""
@@ -41,9 +46,9 @@ class Schedule:
         if not channels:
             return buffers
         for outbox in self._outboxes:
-            if not (outbox.ready or outbox.waiting):
-                continue
             ready = outbox.ready
+            if not ready and not outbox.waiting:
+                continue
             for frame in ready:
                 if room <= 0 or len(buffers) >= _MAX_BUFFERS:
                     return buffers

@@ -12,22 +12,18 @@ again, and nothing else.
 from __future__ import annotations
 
 import os
-import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from .errors import LinkProtocolError, QueueFull
 from .frames import HEADER, small_frame, tag
-from .hello import MAGIC, NONCE_BYTES, UNKNOWN, Hello, Standing, parse_hello
-from .inbox import Inbox
-from .outbox import Outbox
+from .hello import MAGIC, NONCE_BYTES, UNKNOWN, Hello, parse_hello
+from .lane import Lane
 from .reader import FrameReader, Handler
 from .schedule import Schedule
 from .states import NEXT, Event
 from .types import Buffer, Channel, Limits, LinkState, Message, Opened, Role
 
-_LIMIT = struct.Struct("<Q")
-_CHANNELS = tuple(Channel)
 _IDLE, _OPENING, _OPEN = LinkState.IDLE, LinkState.OPENING, LinkState.OPEN
 _FAILED, _CLOSED = LinkState.FAILED, LinkState.CLOSED
 _LISTENS = {
@@ -61,19 +57,23 @@ class Link:
         self.limits = limits = limits or Limits()
         self.state = _IDLE
         self._role = role
-        self._handled = handled
         self._rng = rng
         self._nonce = b""
         self._lived = False
         self._failure = ""
+        self._listens = role is Role.GUEST
         self._events: deque[Opened | Message] = deque()
-        self._inboxes = [Inbox(channel, limits, self._events) for channel in _CHANNELS]
-        self._outboxes = [Outbox(channel, limits) for channel in _CHANNELS]
+        known = handled or {}
+        self._lanes = [Lane(c, limits, self._events, known.get(c, UNKNOWN)) for c in Channel]
+        self._inboxes = [lane.inbox for lane in self._lanes]
+        self._outboxes = [lane.outbox for lane in self._lanes]
         self._schedule = Schedule(self._outboxes)
         self._flush = False
-        self._reader = FrameReader(limits.max_frame_bytes, self)
+        self._reader = FrameReader(
+            limits.max_frame_bytes, self._marker_found, self._blank_found, self._broken
+        )
         self._routes = self._all_routes()
-        self._sinks = {tag(Event.CHUNK, channel): self._inboxes[channel] for channel in _CHANNELS}
+        self._sinks = {tag(Event.CHUNK, inbox.channel): inbox for inbox in self._inboxes}
         if role is Role.GUEST:
             self._reader.hunt(MAGIC)
 
@@ -99,7 +99,7 @@ class Link:
                 a host until ``connect``, which starts afresh; a guest until the host begins a session
                 (what comes before that is ignored). What was complete before can still be had.
         """
-        if self.state in _LISTENS[self._role]:
+        if self._listens:
             self._reader.feed(data if type(data) is bytes else bytes(data))
         if self.state is _FAILED:
             raise LinkProtocolError(self._failure)
@@ -179,19 +179,20 @@ class Link:
         self._events.clear()
         self._schedule.reset()
         self._reader.hunt(MAGIC)
-        self._inboxes = [Inbox(channel, self.limits, self._events) for channel in _CHANNELS]
-        self._outboxes = [Outbox(channel, self.limits) for channel in _CHANNELS]
+        for lane in self._lanes:
+            lane.close()
 
-    def marker_found(self) -> None:
+    def _marker_found(self) -> None:
         self._happen(Event.MARKER)
 
-    def blank_found(self) -> None:
+    def _blank_found(self) -> None:
         if (self.state, Event.BLANK) not in NEXT[self._role]:
             raise LinkProtocolError("zero bytes that start no frame")
         self._happen(Event.BLANK)
+        self._schedule.reset()
         self._reader.hunt(MAGIC)
 
-    def broken(self, error: LinkProtocolError) -> None:
+    def _broken(self, error: LinkProtocolError) -> None:
         self._failure = str(error)
         self._happen(Event.BROKEN)
         self._schedule.reset()
@@ -201,6 +202,7 @@ class Link:
 
     def _happen(self, event: Event) -> None:
         self.state = NEXT[self._role][self.state, event]
+        self._listens = self.state in _LISTENS[self._role]
         self._reader.routes = self._routes[self.state]
         self._reader.sinks = self._sinks if self.state is _OPEN else {}
 
@@ -210,7 +212,7 @@ class Link:
             Event.HELLO: [self._receive_hello],
             Event.WHOLE: [inbox.whole for inbox in self._inboxes],
             Event.START: [inbox.start for inbox in self._inboxes],
-            Event.ACK: [_ack_handler(outbox) for outbox in self._outboxes],
+            Event.ACK: [lane.acked for lane in self._lanes],
         }
         routes: dict[LinkState, dict[int, Handler]] = {state: {} for state in LinkState}
         for state, event in NEXT[self._role]:
@@ -226,71 +228,33 @@ class Link:
         ride = self._flush or schedule.busy
         for inbox in self._inboxes:
             if inbox.urgent or (ride and inbox.owes):
-                handled_next, limit = inbox.tell()
-                payload = _LIMIT.pack(limit)
-                frame = small_frame(Event.ACK, inbox.channel, 0, handled_next, payload)
+                frame = self._lanes[inbox.channel].ack_frame()
                 schedule.urgent.append((len(frame), [frame]))
         self._flush = False
 
     def _greet(self, preamble: bytes, nonce: bytes) -> None:
         """Make ``preamble`` and our HELLO the next bytes to go, and drop whatever else was to go."""
         self._schedule.reset()
-        for inbox in self._inboxes:
-            inbox.restart()
-        rows = [self._standing(channel) for channel in _CHANNELS]
+        new = self._role is Role.HOST and not self._lived
+        rows = [lane.begin(new) for lane in self._lanes]
         payload = Hello(self._role, self._lived, nonce, rows).pack(self.limits)
         frame = small_frame(Event.HELLO, 0, 0, 0, payload)
         self._schedule.urgent.append((len(preamble) + len(frame), [preamble, frame]))
-
-    def _standing(self, channel: Channel) -> Standing:
-        inbox = self._inboxes[channel]
-        base = self._outboxes[channel].base
-        if self._lived or self._role is Role.GUEST:
-            return Standing(inbox.expected, inbox.handled_next, base, inbox.limit)
-        known = self._remembered(channel, UNKNOWN)
-        return Standing(known, known, base, inbox.limit)
-
-    def _remembered(self, channel: Channel, default: int) -> int:
-        return default if self._handled is None else self._handled.get(channel, default)
 
     def _receive_hello(self, parts: int, seq: int, data: bytes, start: int, stop: int) -> None:
         if parts or seq:
             raise LinkProtocolError("HELLO with a number")
         peer = Role.GUEST if self._role is Role.HOST else Role.HOST
         hello = parse_hello(data[start:stop], expected=peer, limits=self.limits)
-        for channel, row in zip(_CHANNELS, hello.rows, strict=True):
-            if peer is Role.GUEST and not self._lived:
-                self._adopt(channel, row)
+        for lane, row in zip(self._lanes, hello.rows, strict=True):
+            if peer is Role.HOST and not hello.lived:
+                lane.lead(row)
+            elif peer is Role.GUEST and not self._lived:
+                lane.follow(row)
             else:
-                self._resume(channel, row, forgetful=peer is Role.HOST and not hello.lived)
+                lane.resume(row)
         if self._role is Role.GUEST:
             self._greet(hello.nonce, self._rng(NONCE_BYTES))
         self._events.append(Opened(self._lived or hello.lived, hello.nonce))
         self._lived = True
         self._happen(Event.HELLO)
-
-    def _adopt(self, channel: Channel, row: Standing) -> None:
-        """Begin where the guest stands: we are a host process that has no numbers yet."""
-        self._inboxes[channel].adopt(max(self._remembered(channel, 0), row.base))
-        self._outboxes[channel].adopt(row.received, row.limit)
-
-    def _resume(self, channel: Channel, row: Standing, *, forgetful: bool) -> None:
-        """Go on from both ends' numbers; a ``forgetful`` peer takes its numbers from us."""
-        outbox = self._outboxes[channel]
-        if forgetful:
-            # what a dead process wrote down may be a little behind what it had acknowledged
-            received = outbox.base if row.received == UNKNOWN else max(row.received, outbox.base)
-            outbox.restart(received, received, row.limit)
-            return
-        if row.base > self._inboxes[channel].expected:
-            raise LinkProtocolError(f"{channel.name}: the peer forgot messages before {row.base}")
-        outbox.restart(row.received, row.handled, row.limit)
-
-
-def _ack_handler(outbox: Outbox) -> Handler:
-    def acknowledged(parts: int, seq: int, data: bytes, start: int, stop: int) -> None:
-        if parts or stop - start != _LIMIT.size:
-            raise LinkProtocolError(f"an ACK of {stop - start} bytes for {parts} parts")
-        outbox.acknowledged(seq, _LIMIT.unpack_from(data, start)[0])
-
-    return acknowledged

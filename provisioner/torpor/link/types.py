@@ -14,6 +14,7 @@ Buffer = bytes | bytearray | memoryview
 MESSAGE_BYTES = 256  # what a message costs in memory besides its parts
 PART_BYTES = 64  # what a part costs in memory besides its bytes
 LENGTH_BYTES = 4  # one entry of the table of lengths
+_HELLO_BYTES = 256  # what the frame that opens a session needs, and some more
 
 
 class Channel(enum.IntEnum):
@@ -77,9 +78,11 @@ class Limits:
         self.max_parts = max_parts
         self.window_bytes = dict(_WINDOW_BYTES if window_bytes is None else window_bytes)
         self.queue_bytes = dict(_QUEUE_BYTES if queue_bytes is None else queue_bytes)
-        table_bytes = LENGTH_BYTES * max_parts
-        if not 0 < table_bytes <= max_frame_bytes <= max_message_bytes < 1 << 32:
-            raise ValueError("frames must hold a table of max_parts lengths, messages a frame")
+        least_frame = max(_HELLO_BYTES, LENGTH_BYTES * max_parts)
+        if not least_frame <= max_frame_bytes <= max_message_bytes < 1 << 32 or max_parts <= 0:
+            raise ValueError(
+                f"frames must hold {least_frame} bytes, messages a frame, and neither 4 GiB"
+            )
         # half a window is when credit is renewed: it must let any single frame pass
         least = 2 * message_cost(max_frame_bytes, max_parts)
         for channel in Channel:
