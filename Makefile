@@ -35,8 +35,8 @@ kernel: runsc
 
 lab: kernel
 	@echo "  opening $(LAB_DIR); new notebooks run in gVisor; the address is below; Ctrl-C twice ends it"
-	@$(BIN)/jupyter lab $(LAB_FLAGS) --ServerApp.root_dir="$$(realpath $(LAB_DIR))" \
-		--MappingKernelManager.default_kernel_name=$(KERNEL) $(LAB_ARGS)
+	@cd "$(LAB_DIR)" && exec "$(CURDIR)/$(BIN)/jupyter" lab $(LAB_FLAGS) \
+		--ServerApp.root_dir="$$PWD" --MappingKernelManager.default_kernel_name=$(KERNEL) $(LAB_ARGS)
 
 demo: kernel
 	@$(BIN)/python tools/run_notebook.py examples/demo.ipynb --kernel $(KERNEL) --answer Ada
