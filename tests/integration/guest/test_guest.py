@@ -244,6 +244,32 @@ def test_kernel_that_never_answers_is_killed_in_time(tmp_path: Path) -> None:
         assert gone(pid)
 
 
+def odd_kernel(way: str, **changes: object) -> dict[str, object]:
+    """Give StartParams for a kernel that is odd in this way."""
+    program = Path(__file__).with_name("odd_kernel.py")
+    return start_params([sys.executable, str(program), "{connection_file}", way], **changes)
+
+
+@pytest.mark.parametrize("way", ["plain", "mute"])
+def test_kernels_of_other_kinds_become_ready(tmp_path: Path, way: str) -> None:
+    with Host(tmp_path, odd_kernel(way)) as host:
+        ready = host.event("ready")
+        assert ready["kernel_info"] == {"implementation": way}
+        assert ready["iopub_welcome"] is False
+        reply = host.reply(host.request("kernel_info_request", {}))
+        assert reply["content"] == {"implementation": way}
+
+
+@pytest.mark.parametrize(
+    ("way", "stage"), [("deaf", "did not answer"), ("liar", "did not open its ports")]
+)
+def test_kernels_that_cannot_be_used_time_out(tmp_path: Path, way: str, stage: str) -> None:
+    with Host(tmp_path, odd_kernel(way, start_timeout_s=2)) as host:
+        failed = host.event("failed", 1)
+        assert failed["reason"] == "timeout"
+        assert stage in failed["message"]
+
+
 def test_flood_without_a_reader_is_bounded_and_keeps_status(tmp_path: Path) -> None:
     with Host(tmp_path, start_params(), buffer_bytes=4 << 20) as host:
         host.event("ready")
