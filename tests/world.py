@@ -1,7 +1,8 @@
 """What is left in the world: processes, mounts, cgroups, sockets, FIFOs and folders of one Torpor home.
 
-Every process of Torpor (daemon, bridge, runsc, gofer, sentry) names its home on its command line or
-lives in it, so a home in a fresh temporary folder identifies exactly what a test started.
+Daemon and bridge name their home on their command line or in their environment. A sandbox lives in a mount
+namespace of its own, whose mounts come from folders of the home. So a home in a fresh temporary folder
+identifies exactly what a test started.
 """
 
 from __future__ import annotations
@@ -27,26 +28,33 @@ class Leftovers:
         return bool(self.processes or self.mounts or self.cgroups or self.files)
 
 
+def _belongs(entry: Path, cmdline: bytes, needle: bytes) -> bool:
+    first = cmdline.split(b"\0", 1)[0]
+    if b"runsc" in first or b"/launcher/" in cmdline:
+        return needle in (entry / "mountinfo").read_bytes() or needle in cmdline
+    if b"torpor.daemon" in cmdline or b"torpor.bridge" in cmdline or b"torpor_guest" in cmdline:
+        return needle in cmdline + (entry / "environ").read_bytes()
+    return False
+
+
 def processes_of(home: Path, *, services: bool = True) -> dict[int, str]:
-    """Give pid -> command line of every live process that names ``home``; zombies do not count.
+    """Give pid -> command line of every live process of ``home``; zombies do not count.
 
     ``services=False`` leaves out the daemon and the bridge themselves.
     """
     found: dict[int, str] = {}
-    needle = str(home).encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             cmdline = (entry / "cmdline").read_bytes()
-            if not cmdline or needle not in cmdline + (entry / "environ").read_bytes():
+            if not cmdline or not _belongs(entry, cmdline, str(home).encode()):
                 continue
         except OSError:
             continue
         text = cmdline.replace(b"\0", b" ").decode(errors="replace").strip()
         is_service = "torpor.daemon" in text or "torpor.bridge" in text
-        is_ours = is_service or "runsc" in text or "torpor" in text.split(" -", 1)[0]
-        if is_ours and (services or not is_service):
+        if services or not is_service:
             found[int(entry.name)] = text[:300]
     return found
 
