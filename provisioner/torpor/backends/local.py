@@ -9,8 +9,10 @@ it, and every mount goes with it.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,8 @@ from torpor.runsc import pidfd
 from torpor.runsc.plan import Machine
 from torpor.runsc.spawn import Spawned
 from torpor.template import GIB, MIB
+
+_log = logging.getLogger(__name__)
 
 _KILL_S = 10.0
 _UNDO_S = 20.0
@@ -81,41 +85,47 @@ class LocalBackend:
             if made:
                 layout.remove()
             if isinstance(exc, OSError):
-                raise _disk_error(spec.directory, exc) from exc
+                raise _machine_error(spec.directory, exc) from exc
             raise
 
     def start_params(self, spec: SandboxSpec) -> dict[str, Any]:
         return self._design(spec).start
 
     async def start(self, spec: SandboxSpec) -> Handle:
-        layout = Layout(spec.directory)
         undo = AsyncExitStack()
         undo.push_async_callback(self._free, spec.sandbox_id, spec.directory)
         try:
-            await self.on_step("uid")
-            uid = self._claim_uid(spec)
-            await self.on_step("cgroups")
-            folders = self._make_cgroups(spec)
-            await self.on_step("spawn")
-            owner = (uid, uid) if self.slots else None
-            spawned = Spawned()
-            undo.push_async_callback(spawned.aclose)
-            await spawned.spawn(layout.plan, owner, folders)
-            await self.on_step("record")
-            handle = self._handle(spec, spawned.pid, uid, folders, spawned.notes)
-            layout.write_record(handle)
-            await self.on_step("go")
-            await spawned.go()
+            return await self._start(spec, undo)
         except BaseException as exc:
-            await run_to_end(undo.aclose(), within_s=_UNDO_S, name=f"undo {spec.sandbox_id}")
+            await _undone(undo, exc, spec.sandbox_id)
             if isinstance(exc, OSError):
-                raise _disk_error(spec.directory, exc) from exc
+                raise _machine_error(spec.directory, exc) from exc
             raise
+
+    async def _start(self, spec: SandboxSpec, undo: AsyncExitStack) -> Handle:
+        layout = Layout(spec.directory)
+        plan = layout.read_plan()
+        layout.clear_logs()
+        await self.on_step("uid")
+        uid = self._claim_uid(spec)
+        await self.on_step("cgroups")
+        folders = self.cgroups.folders(spec.sandbox_id)
+        layout.write_groups(folders)
+        self.cgroups.make(spec.sandbox_id, spec.template)
+        await self.on_step("spawn")
+        spawned = Spawned()
+        undo.push_async_callback(spawned.aclose)
+        await spawned.spawn(layout.plan, (uid, uid) if self.slots else None, folders)
+        await self.on_step("record")
+        handle = self._handle(spec, spawned, uid, plan["workspace"])
+        layout.write_record(handle)
+        await self.on_step("go")
+        await spawned.go()
         return handle
 
     async def exited(self, handle: Handle) -> Exit:
-        await pidfd.ended(handle.pid, handle.pid_start)
-        return Exit(self._reason(handle))
+        code = await pidfd.ended(handle.pid, handle.pid_start)
+        return Exit(_reason(handle, code))
 
     async def destroy(self, sandbox_id: str, directory: Path) -> None:
         await run_to_end(
@@ -142,43 +152,28 @@ class LocalBackend:
         os.chown(Layout(spec.directory).log, uid, uid)
         return uid
 
-    def _make_cgroups(self, spec: SandboxSpec) -> tuple[str, ...]:
-        return self.cgroups.make(spec.sandbox_id, spec.template)
-
     def _handle(
-        self,
-        spec: SandboxSpec,
-        pid: int,
-        uid: int,
-        folders: tuple[str, ...],
-        notes: tuple[str, ...],
+        self, spec: SandboxSpec, spawned: Spawned, uid: int, workspace: Mapping[str, Any]
     ) -> Handle:
-        started = pidfd.start_ticks(pid)
+        started = pidfd.start_ticks(spawned.pid)
         if started is None:
             raise LaunchError("the sandbox's process died as soon as it was made")
-        granted = self._design(spec).granted
         return Handle(
             backend=self.name,
             sandbox_id=spec.sandbox_id,
-            pid=pid,
+            pid=spawned.pid,
             pid_start=started,
             runsc=str(self.runsc),
             runsc_build=self.runsc_build,
             root=str(spec.directory / "root"),
             uid=uid,
-            cgroups=folders,
+            cgroups=self.cgroups.folders(spec.sandbox_id),
             directory=str(spec.directory),
-            workspace=granted.mount.path if granted.mount else None,
-            workspace_mode="ro" if notes else granted.mode.value,
-            workspace_reason="; ".join(notes) or granted.reason,
+            workspace=workspace["path"],
+            workspace_mode="ro" if spawned.notes else workspace["mode"],
+            workspace_reason="; ".join(spawned.notes) or workspace["reason"],
             memory_bytes=spec.template.memory_bytes,
         )
-
-    def _reason(self, handle: Handle) -> str | None:
-        if local_cgroups.oom_kills(handle.cgroups):
-            return f"out of memory (limit {_size(handle.memory_bytes)})"
-        tail = Layout(Path(handle.directory)).log_tail()
-        return tail or None
 
     async def _destroy(self, sandbox_id: str, directory: Path) -> None:
         await self._free(sandbox_id, directory)
@@ -193,18 +188,46 @@ class LocalBackend:
         handle = layout.read_record()
         if handle and not await pidfd.kill(handle.pid, handle.pid_start, within_s=_KILL_S):
             raise LaunchError(f"sandbox process {handle.pid} does not die", hint="try again")
-        folders = {*self.cgroups.folders(sandbox_id), *(handle.cgroups if handle else ())}
-        stuck = await local_cgroups.remove(sorted(folders))
+        stuck = await local_cgroups.remove(layout.read_groups())
         if stuck:
             raise LaunchError(f"cgroup {stuck[0]} cannot be removed", hint="try again")
-        layout.record.unlink(missing_ok=True)
+        for path in (layout.record, layout.groups):
+            path.unlink(missing_ok=True)
         if self.slots is not None:
             self.slots.release(directory)
 
 
-def _disk_error(directory: Path, exc: OSError) -> LaunchError:
-    hint = "free some space" if exc.errno in (28, 122) else ""
+async def _undone(undo: AsyncExitStack, cause: BaseException, sandbox_id: str) -> None:
+    """Undo to the end; a failure of that is logged and noted on ``cause``, which stays the error."""
+    try:
+        await run_to_end(undo.aclose(), within_s=_UNDO_S, name=f"undo {sandbox_id}")
+    except Exception as exc:
+        _log.exception("sandbox %s was not undone completely", sandbox_id)
+        cause.add_note(f"and undoing it failed: {exc}")
+
+
+_HINTS = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "your disk quota is used up: free some space",
+    errno.ENOMEM: "not enough memory to start a sandbox: close other programs or kernels",
+    errno.EAGAIN: "too many processes: close other programs or kernels",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+}
+
+
+def _machine_error(directory: Path, exc: OSError) -> LaunchError:
+    hint = _HINTS.get(exc.errno or 0, "")
     return LaunchError(f"cannot make the sandbox in {directory}: {exc.strerror}", hint=hint)
+
+
+def _reason(handle: Handle, exit_code: int | None) -> str | None:
+    """Say what ended a sandbox, as far as anything is left that knows."""
+    if local_cgroups.oom_kills(handle.cgroups):
+        return f"out of memory (limit {_size(handle.memory_bytes)})"
+    words = Layout(Path(handle.directory)).last_words()
+    if not words and exit_code is not None and exit_code < 0:
+        return f"its process was killed by signal {-exit_code}"
+    return words or None
 
 
 def _size(count: int) -> str:

@@ -16,6 +16,7 @@ from torpor.backends.base import SandboxSpec
 from torpor.backends.local_workspace import Granted, grant_workspace
 from torpor.environment import SYSTEM_FOLDERS, Environment, find_environment
 from torpor.errors import ConfigError
+from torpor.python_prefix import within
 from torpor.runsc.etc import HOME, USER
 from torpor.runsc.oci import GuestProcess
 from torpor.runsc.plan import (
@@ -25,7 +26,6 @@ from torpor.runsc.plan import (
     HostFolders,
     Machine,
     launch_plan,
-    within,
 )
 
 BOOT_VERSION = 1
@@ -75,10 +75,12 @@ def _is_home(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """The plan for the launcher, what the workspace became, and how the guest starts the kernel."""
+    """The plan for the launcher, and how the guest starts the kernel.
+
+    ``plan["workspace"]`` holds path, mode and reason of what was granted, for the Handle.
+    """
 
     plan: dict[str, Any]
-    granted: Granted
     start: dict[str, Any]
 
 
@@ -96,6 +98,7 @@ def design(
         homes=user.homes,
         home=user.home,
         search_path=spec.env.get("PATH", user.search_path),
+        python_path=spec.env.get("PYTHONPATH", ""),
     )
     # The host runs this code too: no workspace may make it writable.
     own_code = tuple(
@@ -120,7 +123,12 @@ def design(
         process=GuestProcess(argv=guest.argv, env=_guest_env()),
         boot=boot,
     )
-    return Design(plan, granted, boot["start"])
+    plan["workspace"] = {
+        "path": granted.mount.path if granted.mount else None,
+        "mode": granted.mode.value,
+        "reason": granted.reason,
+    }
+    return Design(plan, boot["start"])
 
 
 def _folders(
@@ -150,6 +158,7 @@ def _folders(
         links=links,
         prefixes=tuple(prefixes),
         sources=environment.sources,
+        live=environment.live,
         guest=guest.folders,
     )
 

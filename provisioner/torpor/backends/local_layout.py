@@ -5,6 +5,7 @@
     DIRECTORY/           0700
         to_guest, from_guest, guest_stderr     the link's FIFOs
         launch.plan      everything the launcher is told (holds the private key and the environment)
+        cgroups          one folder a line, written before they are made
         sandbox.json     the Handle, as soon as there is a process
         log/             what runsc says: runsc.log, panic.log
         root/            empty; the launcher builds the sandbox's tree on it in a mount namespace
@@ -17,6 +18,7 @@ import json
 import marshal
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,10 @@ class Layout:
         return self.directory / "sandbox.json"
 
     @property
+    def groups(self) -> Path:
+        return self.directory / "cgroups"
+
+    @property
     def log(self) -> Path:
         return self.directory / "log"
 
@@ -62,6 +68,22 @@ class Layout:
         """Write ``launch.plan``."""
         _write(self.plan, marshal.dumps(plan))
 
+    def read_plan(self) -> dict[str, Any]:
+        """Give what ``write_plan`` wrote. Raises OSError when there is nothing."""
+        plan: dict[str, Any] = marshal.loads(self.plan.read_bytes())
+        return plan
+
+    def write_groups(self, folders: Sequence[str]) -> None:
+        """Write ``cgroups``."""
+        _write(self.groups, "\n".join(folders).encode())
+
+    def read_groups(self) -> list[str]:
+        """Give the cgroup folders that may exist; none when none were ever made."""
+        try:
+            return self.groups.read_text().splitlines()
+        except OSError:
+            return []
+
     def write_record(self, handle: Handle) -> None:
         """Write ``sandbox.json``, at once or not at all."""
         draft = self.record.with_suffix(".new")
@@ -75,9 +97,16 @@ class Layout:
         except (OSError, ValueError, SandboxGone):
             return None
 
-    def log_tail(self) -> str:
-        """Give the last words of runsc, a crash of gVisor first; "" when it had nothing to say."""
-        return _tail(self.log / "panic.log") or _tail(self.log / "runsc.log")
+    def last_words(self) -> str:
+        """Give what runsc said last, a crash of gVisor first; "" when it had nothing to say."""
+        return panic_words(_tail(self.log / "panic.log")) or log_words(
+            _tail(self.log / "runsc.log")
+        )
+
+    def clear_logs(self) -> None:
+        """Remove what an earlier start said."""
+        for name in ("panic.log", "runsc.log"):
+            (self.log / name).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the directory and all in it; nothing there is fine."""
@@ -103,3 +132,21 @@ def _tail(path: Path) -> str:
             return file.read().decode("utf-8", "replace").strip()
     except OSError:
         return ""
+
+
+def panic_words(text: str) -> str:
+    """Give the line of a Go crash report that says what happened. Pure."""
+    for line in text.splitlines():
+        if line.startswith(("panic: ", "fatal error: ", "runtime: ")):
+            return f"gVisor crashed: {line}"
+    return ""
+
+
+def log_words(text: str) -> str:
+    """Give the last message of runsc's log, in lines of JSON with a ``msg``. Pure."""
+    for line in reversed(text.splitlines()):
+        try:
+            return f"runsc: {json.loads(line)['msg']}"
+        except (ValueError, KeyError, TypeError):
+            continue
+    return f"runsc: {text}" if text else ""

@@ -7,9 +7,11 @@ upkeep.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +34,10 @@ class UidSlots:
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            held = self.held_by(directory)
-            if held is not None:
-                return held
-            # Start somewhere else each time, so that a uid is not reused soon.
-            start = int.from_bytes(hashlib.sha256(sandbox_id.encode()).digest()[:8], "big")
-            for step in range(self.count):
-                uid = self.first + (start + step) % self.count
-                if self._take(uid, directory):
+            with self._alone():
+                uid = self.held_by(directory) or self._free_uid(sandbox_id)
+                if uid is not None:
+                    _write_at_once(self.folder / str(uid), str(directory))
                     return uid
         except OSError as exc:
             raise LaunchError(f"cannot claim a uid in {self.folder}: {exc.strerror}") from exc
@@ -62,29 +60,36 @@ class UidSlots:
                 return int(name)
         return None
 
-    def _take(self, uid: int, directory: Path) -> bool:
-        path = self.folder / str(uid)
-        # A link appears with its text or not at all: nobody sees a slot without its holder.
-        draft = self.folder / f".{os.getpid()}.{uid}"
-        draft.write_text(str(directory))
+    def _free_uid(self, sandbox_id: str) -> int | None:
+        # Start somewhere else each time, so that a uid is not reused soon.
+        start = int.from_bytes(hashlib.sha256(sandbox_id.encode()).digest()[:8], "big")
+        for step in range(self.count):
+            uid = self.first + (start + step) % self.count
+            holder = self._holder(uid)
+            if holder is None or not os.path.isdir(holder):
+                return uid
+        return None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other daemons from claiming; a daemon that dies lets go."""
+        fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            for _ in range(2):
-                try:
-                    os.link(draft, path)
-                    return True
-                except FileExistsError:
-                    holder = self._holder(uid)
-                    if holder is not None and os.path.isdir(holder):
-                        return False
-                    path.unlink(missing_ok=True)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
         finally:
-            draft.unlink(missing_ok=True)
-        return False
+            os.close(fd)
 
     def _holder(self, uid: int) -> str | None:
         with suppress(OSError, UnicodeDecodeError):
             return (self.folder / str(uid)).read_text()
         return None
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(text)
+    os.replace(draft, path)
 
 
 _UNUSED_FIRST = 0x70000000

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.errors import ConfigError
-from torpor.runsc.plan import WorkspaceMount, within
+from torpor.python_prefix import within
+from torpor.runsc.plan import WorkspaceMount
 from torpor.template import WorkspaceMode
 
 _SYSTEM = (

@@ -24,16 +24,19 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[_STATE_FIELD] in _GONE else int(fields[_START_FIELD])
 
 
-async def ended(pid: int, started: int) -> None:
-    """Return when that very process is gone. Cancelling leaves nothing behind."""
+async def ended(pid: int, started: int) -> int | None:
+    """Return when that very process is gone, with its exit code (-N for signal N) if it is known.
+
+    Only a parent learns it, and only once. Cancelling leaves nothing behind.
+    """
     fd = _open(pid, started)
     if fd is None:
-        return
+        return None
     try:
         await _readable(fd)
     finally:
         os.close(fd)
-    reap(pid)
+    return reap(pid)
 
 
 async def kill(pid: int, started: int, *, within_s: float) -> bool:
@@ -67,10 +70,13 @@ async def reaped(child: int) -> None:
     reap(child)
 
 
-def reap(pid: int) -> None:
-    """Collect a dead child of ours; a stranger, or one that lives, is left alone."""
+def reap(pid: int) -> int | None:
+    """Collect a dead child of ours and give its exit code; strangers and living ones are left."""
     with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+    return None
 
 
 def _open(pid: int, started: int) -> int | None:

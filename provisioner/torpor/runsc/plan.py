@@ -1,11 +1,11 @@
-"""Everything the launcher is told about one sandbox: the tree of files, the bundle, runsc's argv.
-Pure.
+"""Everything the launcher is told about one sandbox: files, bundle, runsc's argv. Pure.
 
-`launch_plan` gives what `torpor.runsc.launcher` reads. What the sandbox sees is
-the tree's
+`launch_plan` gives what `torpor.runsc.launcher` reads. What the sandbox sees is the tree's
 ``/rootfs``: the host's system folders and the environments bound read-only beside generated files,
-so that gVisor reaches all of it through one cached mount. Only what lies in a place that something
-writable covers (the private home, ``/tmp``, the workspace) becomes a mount of its own.
+so that gVisor reaches all of it through one mount and may cache it. A mount of its own becomes only
+what lies in a place that something writable covers (the private home, ``/tmp``, the workspace), and
+what others change while the sandbox runs: the workspace, and folders that packages are installed
+into, so that a package installed on the host is there when the kernel is restarted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torpor.python_prefix import within
 from torpor.runsc.etc import HOME, HOST_PIECES, etc_files
 from torpor.runsc.oci import ROOTFS, FolderMount, GuestProcess, oci_config
 from torpor.template import Template, WorkspaceMode
@@ -56,6 +57,8 @@ class HostFolders:
     links: Mapping[str, str] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    live: tuple[str, ...] = ()
+    """Folders in one of the above that change while sandboxes run."""
     guest: Mapping[str, str] = field(default_factory=dict)
     """Place in the sandbox to host folder: the guest's own code."""
 
@@ -107,7 +110,8 @@ def launch_plan(
         "stdio": [f"{directory}/{name}" for name in ("to_guest", "from_guest", "guest_stderr")],
         "tree": tree,
         "argv": runsc_argv(sandbox_id, overlay_bytes=template.tmp_bytes if overlay else None),
-        "env": {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "TMPDIR": "/tmp"},
+        # The folder is there for people who look at processes; runsc cannot see it.
+        "env": {"PATH": "/usr/bin:/bin", "HOME": "/", "TORPOR_SANDBOX": directory},
         "oom_score_adj": OOM_SCORE_ADJ,
     }
 
@@ -155,6 +159,10 @@ def _folder_mounts(folders: HostFolders, workspace: WorkspaceMount | None) -> li
     mounts = [
         FolderMount(f"f{number}", f"/m/f{number}", each, read_only=True, live=False)
         for number, each in enumerate(apart)
+    ]
+    mounts += [
+        FolderMount(f"live{number}", f"/m/live{number}", each, read_only=True, live=True)
+        for number, each in enumerate(each for each in folders.live if each not in apart)
     ]
     if workspace:
         read_only = workspace.mode is WorkspaceMode.READ_ONLY
@@ -250,8 +258,3 @@ def _bind(
     entry: dict[str, Any] = {"do": "bind", "from": source, "at": at, "read_only": read_only}
     chosen = {"as_owner": as_owner, "device": device, "optional": optional}
     return entry | {name: True for name, value in chosen.items() if value}
-
-
-def within(path: str, folder: str) -> bool:
-    """Tell whether ``path`` is ``folder`` or lies in it."""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")

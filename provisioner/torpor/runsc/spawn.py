@@ -23,7 +23,7 @@ class Spawned:
     def __init__(self) -> None:
         self.pid = 0
         self.notes: tuple[str, ...] = ()
-        self._launcher: asyncio.subprocess.Process | None = None
+        self._starting: asyncio.Task[asyncio.subprocess.Process] | None = None
         self._running = False
 
     async def spawn(
@@ -37,28 +37,23 @@ class Spawned:
         Raises:
             LaunchError: this machine refused a step; the message says which and what to do.
         """
-        self._launcher = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-I", "-S", "-E", str(LAUNCHER), str(plan)),
-            *map(str, owner or ("-", "-")),
-            *cgroups,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={"PATH": os.defpath},
-            cwd="/",
-            start_new_session=True,
-        )
-        stdout = _pipes(self._launcher)[1]
+        self._starting = asyncio.create_task(_start_launcher(plan, owner, cgroups))
+        # A cancel must not hide a process that exists already: `aclose` has to find it.
+        launcher = await asyncio.shield(self._starting)
         while not self.pid:
-            line = await stdout.readline()
-            word, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
-            if word == "note":
-                self.notes += (text,)
-            elif word == "pid" and text.isdigit():
-                self.pid = int(text)
-            else:
-                raise _failure(line + await stdout.read(_MAX_REPORT_BYTES))
+            line = await _pipes(launcher)[1].readline()
+            if not self._understood(line):
+                raise _failure(line + await _pipes(launcher)[1].read(_MAX_REPORT_BYTES))
+
+    def _understood(self, line: bytes) -> bool:
+        word, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
+        if word == "note":
+            self.notes += (text,)
+        elif word == "pid" and text.isdigit():
+            self.pid = int(text)
+        else:
+            return False
+        return True
 
     async def go(self) -> None:
         """Let it become runsc, and wait until it is.
@@ -66,8 +61,8 @@ class Spawned:
         Raises:
             LaunchError: it could not; `aclose` removes what is left of it.
         """
-        assert self._launcher is not None
-        stdin, stdout = _pipes(self._launcher)
+        assert self._starting is not None
+        stdin, stdout = _pipes(self._starting.result())
         with suppress(ConnectionError):  # it has died; its last words are read below
             stdin.write(b"go\n")
             await stdin.drain()
@@ -82,20 +77,41 @@ class Spawned:
 
         Repeating it is fine.
         """
-        if self._launcher is None:
+        if self._starting is None:
             return
-        stdin, stdout = _pipes(self._launcher)
+        try:
+            launcher = await self._starting
+        except OSError:
+            return  # there never was one
+        stdin, stdout = _pipes(launcher)
         stdin.close()  # the end of its input ends whatever has not become runsc
         try:
             async with asyncio.timeout(_GONE_S):
-                while await stdout.read(_MAX_REPORT_BYTES):
-                    pass
+                while line := await stdout.readline():
+                    self._understood(line)
         except TimeoutError:
             with suppress(ProcessLookupError):
-                self._launcher.kill()
-        await self._launcher.wait()
+                launcher.kill()
+        await launcher.wait()
         if self.pid and not self._running:
             await pidfd.reaped(self.pid)
+
+
+async def _start_launcher(
+    plan: Path, owner: tuple[int, int] | None, cgroups: Sequence[str]
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-I", "-S", "-E", str(LAUNCHER), str(plan)),
+        *map(str, owner or ("-", "-")),
+        *cgroups,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={"PATH": os.defpath},
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 def _pipes(
