@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 18
 _WRITES_PER_ROUND = 16
 _REPORT_S = 0.25
+_OWE_S = 0.05
 _REPORT_QUEUE_BYTES = 65536
 _DISPLAY = frozenset(
     ("stream", "display_data", "update_display_data", "execute_result", "clear_output")
@@ -68,6 +69,7 @@ class Relay:
         self._dropped: dict[Channel, tuple[int, int]] = {}
         self._report_due = False
         self._writing = False
+        self._owing = False
         self._complained = False
         self.wires: Wires | None = None
         loop.watch(stream.read_fileno(), READ, self._readable)
@@ -95,6 +97,9 @@ class Relay:
 
     def flush(self) -> None:
         """Write what the link has to send; called after every round of the loop."""
+        if not self._owing and self._link.owes_acknowledgement:
+            self._owing = True
+            self._loop.after(_OWE_S, self._settle)
         if self._writing:
             return
         for _ in range(_WRITES_PER_ROUND):
@@ -116,6 +121,11 @@ class Relay:
     def drained(self) -> bool:
         """Whether the host has acknowledged every event and answer."""
         return self._link.pending_bytes(Channel.RPC) == 0
+
+    def _settle(self) -> None:
+        """Acknowledge what had no data to ride on: a host that dies now must not be told it again."""
+        self._owing = False
+        self._link.flush()
 
     def _writable(self, _events: int) -> None:
         self._writing = False

@@ -107,6 +107,8 @@ class Host:
         select.select([self.stream.read_fileno()], full, [], wait_s)
         if received := self.stream.read(1 << 20):
             self.link.receive_data(received)
+        else:
+            self.link.flush()  # quiet: say now what we have handled
         while (event := self.link.next_event()) is not None:
             if isinstance(event, Opened):
                 self.opened += 1
