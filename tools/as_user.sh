@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 uid=${TORPOR_TEST_UID:-54321}
 [[ $(id -u) == 0 ]] || { echo "this needs root: it becomes uid $uid" >&2; exit 1; }
 
-base=/var/tmp/torpor-user-$uid
+# Not below /tmp, which is small on some machines and private in the sandboxes under test.
+base=/var/lib/torpor-test-$uid
 home=$base/home
 tree=$base/tree
 mkdir -p "$home" "$tree"

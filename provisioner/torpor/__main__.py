@@ -1,6 +1,8 @@
-"""``python -m torpor``: the same as the ``torpor`` command."""
+"""``python -m torpor`` is the command ``torpor``."""
+
+import sys
 
 from torpor.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
