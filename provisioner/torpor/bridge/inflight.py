@@ -1,52 +1,67 @@
-"""How many bytes of large frames libzmq still holds for slow clients.
+"""How many bytes of large messages libzmq still holds for slow clients.
 
-libzmq's high-water mark counts messages, and a message here may have a gigabyte. Small frames are
-copied, so a thousand queued messages stay below 64 MiB for each client; large ones are shared,
-tracked, and counted here for all endpoints of a kernel together.
+libzmq's high-water mark counts messages, and a message here may have a gigabyte. So only messages that
+cost less than ``SMALL_BYTES`` are left to it: 10,000 of them, 80 MB for each stuck client. What is
+larger is shared with libzmq instead of copied, and counted here for all endpoints of a kernel together.
+
+libzmq gives back the frames of a message in order, from another thread, by dropping the reference pyzmq
+keeps for it. So a weak reference to the last frame tells when the whole message is gone. (pyzmq's
+``MessageTracker`` says the same for 20 µs a message; this costs one.)
 """
 
 from __future__ import annotations
 
+import itertools
+import weakref
+from collections import deque
 from collections.abc import Sequence
 
-import zmq
-
 from torpor.bridge.signing import Part
-from torpor.bridge.sockets import COPY_BYTES
 
+SMALL_BYTES = 8_192
+PART_BYTES = 100  # what libzmq needs for a frame besides its content
 LIMIT_BYTES = 256 << 20
 
 
-def large_bytes(parts: Sequence[Part]) -> int:
-    """Give the bytes of the frames that would be shared instead of copied (0 for most messages)."""
-    return sum(size for size in map(len, parts) if size >= COPY_BYTES)
+def message_cost(parts: Sequence[Part]) -> int:
+    """Give about the bytes that a queued message takes."""
+    return sum(map(len, parts)) + PART_BYTES * len(parts)
 
 
 class InFlight:
     """The large messages of one kernel that some client has not received yet."""
 
-    __slots__ = ("_entries", "_limit_bytes", "total_bytes")
+    __slots__ = ("_freed", "_keys", "_limit_bytes", "_refs", "_total_bytes")
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
-        self._entries: list[tuple[list[zmq.MessageTracker], int]] = []
-        self.total_bytes = 0
+        self._refs: dict[int, weakref.ref[memoryview]] = {}
+        self._keys = itertools.count()
+        self._freed: deque[int] = deque()  # filled by pyzmq's thread
+        self._total_bytes = 0
 
-    def admits(self, nbytes: int) -> bool:
-        """Say whether ``nbytes`` more may be queued. One message always may, however large."""
-        if self.total_bytes + nbytes > self._limit_bytes:
-            self._forget_sent()
-        return not self._entries or self.total_bytes + nbytes <= self._limit_bytes
+    @property
+    def total_bytes(self) -> int:
+        """The cost of everything that is still held."""
+        while self._freed:
+            self._total_bytes -= self._freed.popleft()
+        return self._total_bytes
 
-    def add(self, trackers: list[zmq.MessageTracker], nbytes: int) -> None:
-        """Count a message that was just queued."""
-        self._entries.append((trackers, nbytes))
-        self.total_bytes += nbytes
-        if self.total_bytes > self._limit_bytes // 2 or len(self._entries) > 256:
-            self._forget_sent()
+    def admits(self, cost: int) -> bool:
+        """Say whether a message may be queued. One always may, however large."""
+        total = self.total_bytes
+        return total == 0 or total + cost <= self._limit_bytes
 
-    def _forget_sent(self) -> None:
-        self._entries = [
-            entry for entry in self._entries if not all(tracker.done for tracker in entry[0])
-        ]
-        self.total_bytes = sum(nbytes for _, nbytes in self._entries)
+    def track(self, parts: Sequence[Part], cost: int) -> list[Part]:
+        """Give ``parts`` with a last frame that, once released, takes ``cost`` off again."""
+        *others, last = parts
+        view = memoryview(last)
+        key = next(self._keys)
+
+        def released(_: object) -> None:
+            del self._refs[key]
+            self._freed.append(cost)
+
+        self._refs[key] = weakref.ref(view, released)
+        self._total_bytes += cost
+        return [*others, view]

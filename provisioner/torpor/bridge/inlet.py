@@ -14,11 +14,10 @@ from torpor.bridge.messages import Malformed, split_message
 from torpor.bridge.reactor import Owner, Reactor
 from torpor.bridge.signing import Part, SeenSignatures, Signer
 from torpor.bridge.sockets import Socket, readable, receive
-from torpor.link import Channel, QueueFull
+from torpor.link import Channel, MessageTooLarge, QueueFull
 
 MESSAGES_PER_TURN = 64
 MAX_SIGNATURE_BYTES = 128  # hex of the longest hash
-MAX_PARTS = 4_000
 
 
 class Gate:
@@ -40,8 +39,6 @@ class Gate:
             Malformed: it must be dropped, for this reason.
         """
         nbytes = sum(map(len, parts))
-        if len(parts) > MAX_PARTS:
-            raise Malformed("too_many_parts")
         cut = split_message(parts)
         if cut == 0:
             raise Malformed("no_identity")
@@ -105,8 +102,6 @@ class Inlet:
         counters = self._gate.counters
         try:
             nbytes = self._gate.admit(parts)
-            if not line.can_ever_send(self._channel, nbytes, len(parts)):
-                raise Malformed("oversized")
         except Malformed as exc:
             counters.dropped[f"client.{exc.reason}"] += 1
             return
@@ -117,5 +112,7 @@ class Inlet:
     def _send(self, line: Line, parts: Sequence[Part]) -> None:
         try:
             line.send(self._channel, parts)
+        except MessageTooLarge:
+            self._gate.counters.dropped["client.too_large"] += 1
         except QueueFull:
             self._waiting = parts

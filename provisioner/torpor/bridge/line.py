@@ -18,16 +18,15 @@ from torpor.bridge.protocol import Fifos
 from torpor.bridge.reactor import READ, WRITE, Owner, Reactor
 from torpor.bridge.signing import Part
 from torpor.errors import LinkProtocolError
-from torpor.link import Channel, Limits, Link, Message, Opened, Role
+from torpor.link import Channel, Link, Message, Opened, Role
 from torpor.link.fifo import FifoStream
 
 READ_BYTES = 524_288
 MESSAGES_PER_TURN = 128
-LIMITS = Limits()
 SOFT_QUEUE_BYTES = 8 << 20  # beyond it no further message is taken from clients
 STDERR_KEPT_BYTES = 16_384
-STDERR_READ_BYTES = 65_536
-STDERR_REST_S = 1.0  # after a full read: a guest that floods its stderr is read at this pace
+STDERR_BURST_BYTES = 65_536  # after so much from a guest that floods its stderr, it has to wait
+STDERR_REST_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +63,14 @@ class Line:
         self._reactor = reactor
         self._owner = owner
         self._events = events
-        self._link = Link(Role.HOST, limits=LIMITS, handled=handled)
+        self._link = Link(Role.HOST, handled=handled)
         self._blocked = False
         self._backlog = False
+        self._delivering = False
+        self._flush_is_due = False
         self.closed = False
         self._stderr_tail = b""
+        self._stderr_allowance = STDERR_BURST_BYTES
         with contextlib.ExitStack() as undo:
             self._stderr_fd = _open_stderr(fifos.guest_stderr)
             undo.callback(self._close_stderr)
@@ -90,16 +92,12 @@ class Line:
         """Say whether another message should be taken from a client for ``channel``."""
         return self._link.pending_bytes(channel) < SOFT_QUEUE_BYTES
 
-    def can_ever_send(self, channel: Channel, nbytes: int, parts: int) -> bool:
-        """Say whether a message of this size fits the protocol and an empty queue at all."""
-        whole = nbytes + 4 * (parts + 1)  # the link adds a table of lengths
-        return whole <= min(LIMITS.max_message_bytes, LIMITS.queue_bytes[channel])
-
     def send(self, channel: Channel, parts: Sequence[Part]) -> None:
         """Queue a message; ``flush`` writes it.
 
         Raises:
-            QueueFull: nothing was queued.
+            MessageTooLarge: no link can take it. Nothing was queued.
+            QueueFull: it does not fit now. Nothing was queued.
         """
         self._link.send(channel, parts)
 
@@ -109,10 +107,14 @@ class Line:
         Gives the number of the channel's first message that is not handled yet.
         """
         self._link.acknowledge(message)
+        if not self._delivering and not self._flush_is_due:
+            self._flush_is_due = True
+            self._reactor.soon(self._owner, self.flush)
         return self._link.handled_next(message.channel)
 
     def flush(self) -> None:
         """Write what there is, as far as the FIFO takes it."""
+        self._flush_is_due = False
         if self.closed or self._blocked:
             return
         while buffers := self._link.data_to_send():
@@ -150,12 +152,9 @@ class Line:
     def _deliver(self) -> None:
         """Pass on what is complete, at most ``MESSAGES_PER_TURN``, then read on in a later turn."""
         self._backlog = False
+        self._delivering = True
         for _ in range(MESSAGES_PER_TURN):
-            try:
-                event = self._link.next_event()
-            except LinkProtocolError as exc:
-                self._fail(str(exc))
-                return
+            event = self._link.next_event()
             if event is None:
                 break
             if isinstance(event, Message):
@@ -169,6 +168,7 @@ class Line:
             self._reactor.unwatch(self._stream.read_fileno())
             self._reactor.soon(self._owner, self._deliver_more)
         self._events.link_has_room()
+        self._delivering = False
         self.flush()
 
     def _deliver_more(self) -> None:
@@ -189,13 +189,15 @@ class Line:
         self._events.link_failed(reason)
 
     def _stderr_readable(self) -> None:
-        chunk = os.read(self._stderr_fd, STDERR_READ_BYTES)
+        chunk = os.read(self._stderr_fd, self._stderr_allowance)
         self._stderr_tail = (self._stderr_tail + chunk)[-STDERR_KEPT_BYTES:]
-        if len(chunk) == STDERR_READ_BYTES:
+        self._stderr_allowance -= len(chunk)
+        if not self._stderr_allowance:
             self._reactor.unwatch(self._stderr_fd)
             self._reactor.later(STDERR_REST_S, self._owner, self._watch_stderr_again)
 
     def _watch_stderr_again(self) -> None:
+        self._stderr_allowance = STDERR_BURST_BYTES
         if self._stderr_fd >= 0:
             self._reactor.watch(self._stderr_fd, READ, self._owner, self._stderr_readable)
 

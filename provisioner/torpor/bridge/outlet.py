@@ -1,13 +1,13 @@
 """From a kernel to its clients: one outlet per endpoint, which never blocks and never piles up.
 
-What a client does not take, libzmq queues (1,000 messages for each client), and when that is full:
+What a client does not take, libzmq queues (10,000 messages for each client), and when that is full:
 
 * the outlet waits for the slow client, up to ``PATIENCE_S``; the link's credit then holds the rest
   back in the guest, so a client that was only busy for a moment loses nothing, where a bare kernel
   would drop;
 * after that the client counts as stuck: it alone loses what it has no room for, and nobody waits
   for it again until its queue has moved. Others are delayed at most once per emptied queue;
-* large frames wait in the same way while ``InFlight`` is full, and are dropped after
+* large messages wait in the same way while ``InFlight`` is full, and are dropped after
   ``LARGE_PATIENCE_S``.
 
 A message is finished (acknowledged on the link) only after libzmq has taken it or it was dropped.
@@ -24,14 +24,14 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from torpor.bridge.counters import Counters
-from torpor.bridge.inflight import InFlight, large_bytes
+from torpor.bridge.inflight import SMALL_BYTES, InFlight, message_cost
 from torpor.bridge.reactor import Owner, Reactor
 from torpor.bridge.signing import Part
 from torpor.bridge.sockets import Socket, send, send_shared
 from torpor.link import Message
 
 PATIENCE_S = 1.0
-LARGE_PATIENCE_S = 10.0
+LARGE_PATIENCE_S = 5.0
 RETRY_S = 0.005
 
 
@@ -98,39 +98,33 @@ class Outlet:
 
     def _push(self, parts: Sequence[Part], waited_s: float) -> bool:
         """Send or drop; False means "not yet", and is never said for ever."""
-        large = large_bytes(parts)
-        if not large:
-            return self._try(parts, waited_s)
-        if self._in_flight.admits(large):
-            self._choked = False
-            return self._try_large(parts, large, waited_s)
-        if not self._choked and waited_s < LARGE_PATIENCE_S:
-            return False
-        self._choked = True
-        self._counters.dropped["to_client.too_much_unsent"] += 1
+        cost = message_cost(parts)
+        if cost >= SMALL_BYTES and not self._in_flight.admits(cost):
+            if not self._choked and waited_s < LARGE_PATIENCE_S:
+                return False
+            self._choked = True
+            self._counters.dropped["to_client.too_much_unsent"] += 1
+            return True
+        try:
+            self._send(parts, cost)
+        except zmq.ZMQError as exc:
+            return self._refused(exc, parts, cost, waited_s)
+        self._accepted(parts)
         return True
 
-    def _try(self, parts: Sequence[Part], waited_s: float) -> bool:
-        try:
+    def _send(self, parts: Sequence[Part], cost: int) -> None:
+        if cost < SMALL_BYTES:
             send(self._socket, parts)
-        except zmq.ZMQError as exc:
-            return self._refused(exc, parts, waited_s)
-        self._accepted(parts)
-        return True
-
-    def _try_large(self, parts: Sequence[Part], large: int, waited_s: float) -> bool:
-        try:
-            trackers = send_shared(self._socket, parts)
-        except zmq.ZMQError as exc:
-            return self._refused(exc, parts, waited_s)
-        self._in_flight.add(trackers, large)
-        self._accepted(parts)
-        return True
+        else:
+            self._choked = False
+            send_shared(self._socket, self._in_flight.track(parts, cost))
 
     def _accepted(self, parts: Sequence[Part]) -> None:
         """Note that the receivers of ``parts`` have room."""
 
-    def _refused(self, exc: zmq.ZMQError, parts: Sequence[Part], waited_s: float) -> bool:
+    def _refused(
+        self, exc: zmq.ZMQError, parts: Sequence[Part], cost: int, waited_s: float
+    ) -> bool:
         raise NotImplementedError
 
     def _tick_later(self) -> None:
@@ -177,7 +171,9 @@ class ReplyOutlet(Outlet):
         if self._stuck:
             self._stuck.discard(bytes(parts[0]))
 
-    def _refused(self, exc: zmq.ZMQError, parts: Sequence[Part], waited_s: float) -> bool:
+    def _refused(
+        self, exc: zmq.ZMQError, parts: Sequence[Part], cost: int, waited_s: float
+    ) -> bool:
         if exc.errno == errno.EAGAIN:
             identity = bytes(parts[0])
             if identity not in self._stuck:
@@ -198,9 +194,13 @@ class ReplyOutlet(Outlet):
 
 
 class PublishOutlet(Outlet):
-    """Output for everybody: an XPUB that reports a full subscriber (``NODROP``)."""
+    """Output for everybody: an XPUB that reports a full subscriber (``NODROP``).
 
-    _lossy = False
+    After a message was once sent without that option, libzmq leaves out whoever was full then until
+    it has read half of its queue, without a word: so ``to_client.stuck`` counts how often
+    somebody was given up, not how many messages that cost him.
+    """
+
     _closed_until = 0.0
 
     def wait_for_subscribers(self, within_s: float) -> None:
@@ -219,21 +219,17 @@ class PublishOutlet(Outlet):
             self._closed_until = 0.0
         return super()._push(parts, waited_s)
 
-    def _accepted(self, parts: Sequence[Part]) -> None:
-        self._lossy = False
-
-    def _refused(self, exc: zmq.ZMQError, parts: Sequence[Part], waited_s: float) -> bool:
+    def _refused(
+        self, exc: zmq.ZMQError, parts: Sequence[Part], cost: int, waited_s: float
+    ) -> bool:
         if exc.errno != errno.EAGAIN:
             self._counters.dropped["to_client.refused"] += 1
             return True
-        if not self._lossy and waited_s < PATIENCE_S:
+        if waited_s < PATIENCE_S:
             return False
-        self._lossy = True
         self._counters.dropped["to_client.stuck"] += 1
         self._socket.set(zmq.XPUB_NODROP, 0)
         with contextlib.suppress(zmq.ZMQError):
-            trackers = send_shared(self._socket, parts)
-            if trackers:
-                self._in_flight.add(trackers, large_bytes(parts))
+            self._send(parts, cost)
         self._socket.set(zmq.XPUB_NODROP, 1)
         return True

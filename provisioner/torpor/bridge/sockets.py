@@ -21,8 +21,9 @@ from torpor.bridge.signing import Part
 
 MAX_SOCKETS = 8_192  # five per kernel: 300 kernels use 1,500
 MAX_MESSAGE_BYTES = 1 << 30
-COPY_BYTES = 65_536  # below this a copy is cheaper than pyzmq's bookkeeping for a shared frame
-QUEUED_MESSAGES = 1_000  # libzmq's default high-water mark, per connected client and direction
+SHARE_BYTES = 8_192  # below this a copy is cheaper than pyzmq's bookkeeping for a shared frame
+QUEUED_MESSAGES = 10_000  # for each client and endpoint; ``inflight`` bounds the bytes
+UNREAD_MESSAGES = 16  # from each client; more stay in the client, which is told by back-pressure
 STUCK_AFTER_MS = 60_000  # a TCP client whose receive window stays shut this long is disconnected
 
 _DONTWAIT = int(zmq.DONTWAIT)
@@ -78,8 +79,9 @@ def close_sockets(
 def _configured(context: zmq.Context[Socket], channel: str, client: ClientSide) -> Socket:
     socket = context.socket(zmq.XPUB if channel == "iopub" else zmq.ROUTER)
     socket.linger = 0
+    socket.copy_threshold = 0
     socket.set(zmq.SNDHWM, QUEUED_MESSAGES)
-    socket.set(zmq.RCVHWM, QUEUED_MESSAGES)
+    socket.set(zmq.RCVHWM, UNREAD_MESSAGES)
     socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
     if client.transport == "tcp":
         socket.set(zmq.TCP_MAXRT, STUCK_AFTER_MS)
@@ -157,7 +159,7 @@ def receive(socket: Socket) -> list[Part]:
     parts: list[Part] = []
     while True:
         frame = _recv(socket, _DONTWAIT, False)
-        parts.append(frame.bytes if len(frame) < COPY_BYTES else frame.buffer)
+        parts.append(frame.bytes if len(frame) < SHARE_BYTES else frame.buffer)
         if not frame.more:
             return parts
 
@@ -174,18 +176,13 @@ def send(socket: Socket, parts: Sequence[Part]) -> None:
     _send(socket, parts[-1], _DONTWAIT)
 
 
-def send_shared(socket: Socket, parts: Sequence[Part]) -> list[zmq.MessageTracker]:
-    """Queue one whole message without copying its large frames, which must not change afterwards.
+def send_shared(socket: Socket, parts: Sequence[Part]) -> None:
+    """Queue one whole message without copying its large frames, nor the last, whatever its size.
 
-    Gives one tracker per large frame, done when no client's queue holds the frame any more.
+    They must not change afterwards. pyzmq keeps a reference to each, as an object, until no client's
+    queue holds it any more.
     Raises as ``send`` does.
     """
-    trackers: list[zmq.MessageTracker] = []
-    last = len(parts) - 1
-    for index, part in enumerate(parts):
-        flags = _DONTWAIT if index == last else _MORE
-        if len(part) < COPY_BYTES:
-            _send(socket, part, flags)
-        else:
-            trackers.append(_send(socket, part, flags, False, True))
-    return trackers
+    for part in parts[:-1]:
+        _send(socket, part, _MORE, len(part) < SHARE_BYTES)
+    _send(socket, parts[-1], _DONTWAIT, False)
