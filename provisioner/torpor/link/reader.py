@@ -138,7 +138,7 @@ class FrameReader:
                 start = pos + _HEADER_BYTES
                 if length ^ check != CHECK or length > limit:
                     begin, pos = pos, start
-                    self._refuse(data[begin:start], length)
+                    self._refuse(data[begin:start], length if length ^ check == CHECK else 0)
                     return pos
                 if which & 255 == _CHUNK:
                     begin, pos = pos, start
@@ -167,7 +167,7 @@ class FrameReader:
     def _refuse(self, header: bytes, length: int) -> None:
         if header == _BLANK:
             self._on_blank()
-        elif length > self._max:
+        elif length:
             raise LinkProtocolError(f"a frame of {length} bytes, at most {self._max} are allowed")
         else:
             raise LinkProtocolError("bytes that start no frame")
