@@ -28,7 +28,7 @@ venv:
 	@tools/venv.sh
 
 runsc: venv
-	@$(BIN)/torpor install-runsc
+	@$(BIN)/torpor install-runsc >/dev/null
 
 kernel: runsc
 	@$(BIN)/torpor kernelspec install python3 --sys-prefix --replace >/dev/null

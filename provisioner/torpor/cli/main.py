@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run one command and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 and 143 ended
+    by SIGINT and SIGTERM."""
     from torpor.cli.root import TorporCommand
 
+    # As an exception, so that whatever is under way cleans up behind itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         code = _run(TorporCommand(), list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

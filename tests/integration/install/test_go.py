@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,3 +120,30 @@ def test_no_go_at_all(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torpor.runsc.install_go._USUAL_GO", Path("/nowhere/go"))
     with pytest.raises(ConfigError, match="no Go on this machine"):
         install(paths)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_build_leaves_nothing(
+    tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch, signum: int, code: int
+) -> None:
+    pids = tmp_path / "pids"
+    build = f"sleep 60 & echo $! $$ > {pids}.new; mv {pids}.new {pids}; wait"
+    fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION, build=build)
+    monkeypatch.setenv("TORPOR_HOME", str(tmp_path / "home"))
+    argv = [sys.executable, "-m", "torpor", "install-runsc", "--from", "go"]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 20
+        while not pids.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running.send_signal(signum)
+        assert running.wait(20) == code
+    for pid in pids.read_text().split():
+        assert not is_alive(pid)
+    assert {entry.name for entry in paths.data.iterdir()} == {".install.lock"}
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
