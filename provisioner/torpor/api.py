@@ -16,6 +16,7 @@ A launch request on the wire::
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,12 @@ class Endpoints:
     signature_scheme: str = "hmac-sha256"
     curve_publickey: str | None = None
     curve_secretkey: str | None = field(default=None, repr=False)
+
+    @property
+    def holder(self) -> str:
+        """Name whoever has these endpoints without telling the key: for removing only one's own."""
+        secret = f"{self.transport} {self.ip} {self.key} {self.curve_secretkey}"
+        return hashlib.sha256(secret.encode()).hexdigest()[:32]
 
     def with_ports(self, ports: Mapping[str, int]) -> Endpoints:
         """Give the same endpoints with the ports that were really bound."""

@@ -147,10 +147,14 @@ class Client:
         code = answer.get("exit_code")
         return code if isinstance(code, int) else None
 
-    async def delete(self, kernel_id: str) -> None:
-        """Destroy a kernel with all that belongs to it; one that does not exist is fine."""
+    async def delete(self, kernel_id: str, *, holder: str | None = None) -> None:
+        """Destroy a kernel with all that belongs to it; one that does not exist is fine.
+
+        With ``holder``, one that has other endpoints (``Endpoints.holder``) is left alone.
+        """
+        path = _path(kernel_id) + (f"?holder={holder}" if holder else "")
         try:
-            await self._call("DELETE", _path(kernel_id))
+            await self._call("DELETE", path)
         except SandboxGone:
             return
 

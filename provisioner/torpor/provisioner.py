@@ -51,8 +51,8 @@ class TorporProvisioner(KernelProvisionerBase):
         self.connection_info: KernelConnectionInfo = {}  # the base's is one for all instances
         self._client = Client(user_paths())
         self._running = False
-        self._held = False
-        """Whether the daemon holds a kernel for us, dead or alive."""
+        self._held = ""
+        """Whose kernel the daemon holds for us, dead or alive (``Endpoints.holder``); or none."""
         self._inherited: dict[str, str] | None = None
         self._cwd = ""
         self._workspace: str | None = None
@@ -89,7 +89,7 @@ class TorporProvisioner(KernelProvisionerBase):
         first = not self._held
         try:
             request = await self._request(cmd, kwargs)
-            self._held = True
+            self._held = request.client.holder
             state = await self._client.launch(request)
             self._connected(request, state, kwargs.get("env", {}))
         except BaseException:
@@ -155,14 +155,16 @@ class TorporProvisioner(KernelProvisionerBase):
         if restart or not self._held:
             return
         await run_to_end(
-            self._client.delete(self.kernel_id), within_s=_UNDO_S, name=f"delete {self.kernel_id}"
+            self._client.delete(self.kernel_id, holder=self._held),
+            within_s=_UNDO_S,
+            name=f"delete {self.kernel_id}",
         )
-        self._held = self._running = False
+        self._held, self._running = "", False
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """Give what another process needs to take this kernel over: JSON-able, with its key."""
         info = await super().get_provisioner_info()
-        connection = dict(self.connection_info)
+        connection: dict[str, Any] = dict(self.connection_info)
         if isinstance(connection.get("key"), bytes):
             connection["key"] = connection["key"].decode()
         info["connection_info"] = connection
@@ -171,6 +173,7 @@ class TorporProvisioner(KernelProvisionerBase):
             "template": self.template,
             "cwd": self._cwd,
             "workspace": self._workspace,
+            "holder": self._held,
         }
         return info
 
@@ -192,7 +195,7 @@ class TorporProvisioner(KernelProvisionerBase):
         self.template, self._cwd = ours["template"], ours["cwd"]
         self._workspace = ours["workspace"]
         await self._client.adopt(self.kernel_id, lease=True)
-        self._held = self._running = True
+        self._held, self._running = ours["holder"], True
 
     def resolve_path(self, path: str) -> str | None:
         """Give the host's path of a file that the kernel names, as far as it sees the same file."""
@@ -238,7 +241,7 @@ class TorporProvisioner(KernelProvisionerBase):
             transport=km.transport,
             ip=km.ip,
             ports={name: getattr(km, f"{name}_port") for name in CHANNELS},
-            key=bytes(km.session.key).decode(),
+            key=km.session.key.decode(),
             signature_scheme=km.session.signature_scheme,
             curve_publickey=_text(km.curve_publickey),
             curve_secretkey=_text(km.curve_secretkey),
@@ -290,9 +293,11 @@ class TorporProvisioner(KernelProvisionerBase):
         """Leave nothing of a first start; why that failed is logged, the first error stands."""
         try:
             await run_to_end(
-                self._client.delete(self.kernel_id), within_s=_UNDO_S, name=f"undo {self.kernel_id}"
+                self._client.delete(self.kernel_id, holder=self._held),
+                within_s=_UNDO_S,
+                name=f"undo {self.kernel_id}",
             )
-            self._held = False
+            self._held = ""
         except Exception as exc:
             self.log.warning("torpor: kernel %s is left to its lease: %s", self.kernel_id, exc)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tornado import web
@@ -28,7 +30,7 @@ from torpor.daemon.processes import Process
 from torpor.daemon.registry import Registry
 from torpor.daemon.server import PeerCheckedServer, serve
 from torpor.daemon.supervisor import Supervisor
-from torpor.errors import Busy
+from torpor.errors import Busy, ConfigError
 from torpor.paths import Paths, private_folder
 
 _SWEEP_S = 5.0
@@ -51,6 +53,7 @@ class Daemon:
         self._started_at = datetime.now(UTC).isoformat()
         self._stop = asyncio.Event()
         self._requests = 0
+        self._socket: tuple[int, int] | None = None
         self.parts: Parts
         self.supervisor: Supervisor
 
@@ -79,6 +82,7 @@ class Daemon:
             self.supervisor = Supervisor(self.parts, at_once=self._settings.concurrent_starts)
             stack.push_async_callback(self.supervisor.aclose)
             await self.supervisor.recover()
+            bridge.find()  # the first launch will need it, and it takes a while to start
             server = self._serve()
             stack.push_async_callback(self._close_server, server)
             loop = asyncio.get_running_loop()
@@ -90,8 +94,9 @@ class Daemon:
             log("stopping")
 
     def _serve(self) -> PeerCheckedServer:
-        application = web.Application(routes(self))
-        return serve(application, listen(self._paths.daemon_socket))
+        sock = listen(self._paths.daemon_socket)
+        self._socket = _inode(self._paths.daemon_socket)
+        return serve(web.Application(routes(self)), sock)
 
     async def _until_done(self) -> None:
         loop = asyncio.get_running_loop()
@@ -101,6 +106,10 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stop.wait()
+            if _inode(self._paths.daemon_socket) != self._socket:
+                # Nobody can reach us, so the next client starts another daemon: make room for it.
+                log("socket is gone", level=logging.ERROR)
+                return
             if self.supervisor.unsettled:
                 self.supervisor.settle_all()
             if self._requests or not self.supervisor.idle:
@@ -110,9 +119,9 @@ class Daemon:
                 return
 
     async def _close_server(self, server: PeerCheckedServer) -> None:
-        with contextlib.suppress(OSError):
-            self._paths.daemon_socket.unlink()
         server.stop()
+        if _inode(self._paths.daemon_socket) == self._socket:
+            self._paths.daemon_socket.unlink()
         await server.close_all_connections()
 
     async def _leave_bridge(self, bridge: BridgeKeeper) -> None:
@@ -162,4 +171,15 @@ class Daemon:
     async def _runsc(self) -> dict[str, Any]:
         if not isinstance(self.parts.backend, ConfiguredBackend):
             return {"path": None, "build": "", "ok": False, "reason": "not used", "hint": ""}
-        return (await self.parts.backend.runsc()).to_json()
+        try:
+            return (await self.parts.backend.runsc()).to_json()
+        except ConfigError as exc:  # whoever asks how we are must get an answer
+            return {"path": None, "build": "", "ok": False, "reason": exc.message, "hint": exc.hint}
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        seen = path.lstat()
+    except OSError:
+        return None
+    return (seen.st_dev, seen.st_ino)

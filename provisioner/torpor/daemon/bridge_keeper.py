@@ -40,6 +40,7 @@ class BridgeKeeper:
         self._tasks = Tasks()
         self._connecting = asyncio.Lock()
         self._client: BridgeClient | None = None
+        self._finding: asyncio.Task[Any] | None = None
         self.held: set[str] = set()
         self.seen: Mapping[str, Any] | None = None
         """What the connected bridge said in ``hello``; None while there is none."""
@@ -103,9 +104,14 @@ class BridgeKeeper:
             await client.aclose()
         log("bridge lost", level=logging.WARNING)
         if lost:
-            self._tasks.start(self._find_again(), name="bridge recovery")
+            self.find()
 
-    async def _find_again(self) -> None:
+    def find(self) -> None:
+        """Connect in the background, however long it takes, then call ``on_return``."""
+        if self._client is None and (self._finding is None or self._finding.done()):
+            self._finding = self._tasks.start(self._find(), name="bridge recovery")
+
+    async def _find(self) -> None:
         pause_s = 0.1
         while True:
             try:
@@ -120,6 +126,9 @@ class BridgeKeeper:
 
     async def aclose(self, *, stop: bool) -> None:
         """Let go of the bridge; with ``stop`` end it, unless it holds kernels. Twice is fine."""
+        if self._finding is not None and stop:
+            # One that is just coming up would otherwise wait half a minute for somebody to talk to.
+            await asyncio.wait({self._finding}, timeout=_LONGEST_PAUSE_S)
         client = self._client
         if client is not None and stop:
             with contextlib.suppress(BridgeRefused, OSError, TimeoutError):

@@ -146,12 +146,12 @@ class KernelsHandler(Handler):
 
     async def post(self) -> None:
         request, supervisor = parse_launch_request(self.body()), self.daemon.supervisor
-        is_new = request.kernel_id not in supervisor.kernels
+        is_new, holder = request.kernel_id not in supervisor.kernels, request.client.holder
         try:
             await self.answer(self.daemon.launch(request, self.owner(request.lease)), status=201)
         finally:
             if self.left and is_new:  # it left at the very moment when the launch succeeded
-                await supervisor.delete(request.kernel_id)
+                await supervisor.delete(request.kernel_id, holder=holder)
 
 
 class KernelHandler(Handler):
@@ -159,7 +159,8 @@ class KernelHandler(Handler):
         await self.answer(described(self.daemon.supervisor.get(kernel_id), self.daemon.parts))
 
     async def delete(self, kernel_id: str) -> None:
-        await self.answer(_then_nothing(self.daemon.supervisor.delete(kernel_id)))
+        holder = self.get_argument("holder", None)
+        await self.answer(_then_nothing(self.daemon.supervisor.delete(kernel_id, holder=holder)))
 
 
 class ActionHandler(Handler):

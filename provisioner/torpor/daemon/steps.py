@@ -124,6 +124,7 @@ class Steps:
                 kernels[kernel_id].guest = after_status(kernels[kernel_id].guest, status)
         except (BackendUnavailable, BridgeRefused) as exc:
             log("bridge not adopted", level=logging.ERROR, error=exc)
+            parts.bridge.find()
         for name in folders - set(parts.registry.sandboxes):
             try:
                 await parts.backend.destroy(name, parts.paths.kernels / name)

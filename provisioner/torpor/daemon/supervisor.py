@@ -77,6 +77,11 @@ class Supervisor:
             kernel = self.kernels[request.kernel_id] = Kernel(_new_row(plan, owner))
         elif kernel.launching or kernel.row.target is Target.ABSENT:
             raise Busy(f"kernel {request.kernel_id} is being started or removed right now")
+        elif kernel.row.client.holder != request.client.holder:
+            raise Busy(
+                f"kernel {request.kernel_id} exists and has another connection file",
+                hint="shut it down first, or start one with another id",
+            )
         kernel.launch = asyncio.current_task()
         with about(request.kernel_id):
             try:
@@ -161,14 +166,16 @@ class Supervisor:
             kernel.sandbox_ended("its guest did not answer")
             await self._settled(kernel)
 
-    async def delete(self, kernel_id: str) -> None:
+    async def delete(self, kernel_id: str, *, holder: str | None = None) -> None:
         """Destroy sandbox, endpoints and files of a kernel; one that does not exist is fine.
+
+        With ``holder``, one that has other endpoints (``Endpoints.holder``) is left alone.
 
         Raises:
             BackendUnavailable: something would not go away; it is tried again later.
         """
         kernel = self.kernels.get(kernel_id)
-        if kernel is None:
+        if kernel is None or holder not in (None, kernel.row.client.holder):
             return
         kernel.row = replace(kernel.row, target=Target.ABSENT)
         if kernel_id in self._parts.registry.kernels:

@@ -1,5 +1,8 @@
 """A home of a test's own with a real torpord, bridge and guest; kernels are ordinary processes.
 
+With ``TORPOR_TEST_BACKEND=local`` they are in real sandboxes instead, and tests that need a backend
+with faults are skipped.
+
 When a test is over, whatever the outcome, the world is looked at: no process, socket, FIFO or folder
 may be left.
 """
@@ -27,8 +30,14 @@ from torpor.api import CHANNELS, Endpoints, LaunchRequest
 from torpor.client import Client, NotRunning
 from torpor.config import user_paths
 from torpor.daemon.processes import start_ticks
+from torpor.start import daemon_argv
 
-DAEMON = (sys.executable, str(Path(__file__).parents[2] / "fakes/process_daemon.py"))
+from tests.home import find_runsc
+
+LOCAL = os.environ.get("TORPOR_TEST_BACKEND") == "local"
+FAKE_DAEMON = str(Path(__file__).parents[2] / "fakes/process_daemon.py")
+DAEMON = daemon_argv() if LOCAL else (sys.executable, FAKE_DAEMON)
+needs_faults = pytest.mark.skipif(LOCAL, reason="needs a backend that fails or hangs on demand")
 IPYKERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
 KEY = "0123456789abcdef"
 
@@ -95,6 +104,8 @@ class Home:
             mode = path.lstat().st_mode
             if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) or stat.S_ISLNK(mode):
                 left.append(f"file {path}")
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        left += [f"mount {line}" for line in mounts if str(self.path) in line]
         if self.paths.kernels.is_dir():
             left += [f"folder {path}" for path in self.paths.kernels.iterdir()]
         return left
@@ -125,6 +136,9 @@ async def eventually(condition: Callable[[], Any], within_s: float = 10) -> None
 def home(monkeypatch):
     path = Path(tempfile.mkdtemp(prefix="tpd-", dir="/tmp"))
     monkeypatch.setenv("TORPOR_HOME", str(path))
+    runsc = find_runsc()
+    if LOCAL and runsc:
+        monkeypatch.setenv("TORPOR_RUNSC", runsc)
     monkeypatch.setattr(torpor.client, "daemon_argv", lambda: DAEMON)
     found = Home(path)
     yield found

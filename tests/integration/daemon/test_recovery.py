@@ -15,7 +15,7 @@ from jupyter_client.asynchronous import AsyncKernelClient
 from torpor.daemon.processes import start_ticks
 from torpor.errors import SandboxGone
 
-from tests.integration.daemon.conftest import DAEMON, KEY, eventually
+from tests.integration.daemon.conftest import DAEMON, KEY, eventually, needs_faults
 
 COUNT = """
 import time
@@ -207,6 +207,7 @@ async def test_kill_9_in_the_middle_of_a_launch(home, moment_s):
     await home.client.delete("k1")
 
 
+@needs_faults
 @pytest.mark.parametrize("step", ["prepare", "fifos", "start", "started"])
 async def test_kill_9_at_each_step_leaves_nothing_unreachable(home, monkeypatch, step):
     monkeypatch.setenv("TORPOR_TEST_HANG_AT", step)

@@ -26,7 +26,7 @@ def test_twenty_clients_race_for_one_daemon(home):
         pids = list(pool.map(ensure, range(20)))
     assert len(set(pids)) == 1
     assert len(home.logged("started")) == 1
-    daemons = [line for line in home.processes().values() if "process_daemon" in line]
+    daemons = [line for line in home.processes().values() if "--ready-fd" in line]
     assert len(daemons) == 1
 
 
@@ -253,3 +253,11 @@ async def test_a_stranger_is_hung_up_on(home):
     assert out.strip() == b"b''" or b"ConnectionReset" in err or b"BrokenPipe" in err
     await eventually(lambda: home.logged("stranger refused"))
     assert home.logged("stranger refused")[0]["uid"] == 12345
+
+
+async def test_without_its_socket_it_makes_room_for_another(home):
+    home.configure("c.TorporDaemon.idle_exit_s = 2")
+    first = (await home.client.ensure())["pid"]
+    home.paths.daemon_socket.unlink()
+    assert (await home.client.ensure())["pid"] != first
+    assert home.logged("socket is gone")
