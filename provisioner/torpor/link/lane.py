@@ -26,7 +26,7 @@ class Lane:
         self.inbox = Inbox(channel, limits, events)
         self.outbox = Outbox(channel, limits)
         self._remembered = remembered
-        if remembered != UNKNOWN:  # ``handled_next`` says so even if this process dies before a session
+        if remembered != UNKNOWN:  # also for whom we die before there is a session
             self.inbox.adopt(remembered)
 
     def begin(self, new: bool) -> Standing:

@@ -78,6 +78,7 @@ class Outbox:
         self._unacked: deque[_Outgoing] = deque()  # numbers base to next - 1
         self._next = 0
         self._reached = 0  # the highest ``_next`` of any session
+        self._adopted = 0  # before it, an earlier process sent what the peer may still be handling
         self._limit = 0
         self._used = 0
         self._piece = self._offset = self._left = 0  # where ``waiting[0]`` is, when in chunks
@@ -202,6 +203,7 @@ class Outbox:
 
     def acknowledged(self, handled_next: int, limit: int) -> None:
         """Forget what the peer has handled; ``limit`` is the bytes this session may send in all."""
+        handled_next = max(handled_next, self._adopted)
         if not self.base <= handled_next <= self._next or limit < self._limit:
             raise LinkProtocolError(
                 f"{self.channel.name}: acknowledges {handled_next} of {self.base} to {self._next},"
@@ -217,6 +219,7 @@ class Outbox:
 
         What it has received is kept until acknowledged, everything later is sent from its start.
         """
+        handled = max(handled, min(received, self._adopted))
         if not self.base <= handled <= received <= self._reached:
             raise LinkProtocolError(
                 f"{self.channel.name}: the peer has handled {handled} and received {received},"
@@ -246,5 +249,5 @@ class Outbox:
 
     def adopt(self, base: int, limit: int) -> None:
         """Take the numbering from the peer: this end is a new process that has sent nothing."""
-        self.base = self._next = self._reached = base
+        self.base = self._next = self._reached = self._adopted = base
         self._limit, self._used = limit, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -105,13 +106,13 @@ def test_frames_that_were_whole_are_not_lost_with_the_process(how: Return) -> No
 @EVERY_RETURN
 @pytest.mark.parametrize("seed", range(60))
 def test_many_cuts(how: Return, seed: int) -> None:
-    dice = random.Random(seed)
+    dice, serial = random.Random(seed), itertools.count()
     world = World(lag=dice.randrange(3))
     for _ in range(dice.randrange(2, 9)):
         for _ in range(dice.randrange(6)):
             send = dice.choice([world.from_host, world.from_guest])
             parts = [dice.randbytes(dice.choice([0, 1, 30, 300, 900])) for _ in range(3)]
-            send(dice.choice([SHELL, STDIN, IOPUB]), *parts)
+            send(dice.choice([SHELL, STDIN, IOPUB]), b"%d" % next(serial), *parts)
         walk(world, dice)
         world.come_back(how, lossy=dice.random() < 0.3)
     farewell(world)
@@ -197,13 +198,19 @@ def test_new_process_whose_marks_are_ahead_opens_no_session() -> None:
 def test_guest_that_was_holding_messages_tells_a_new_process_of_them_later() -> None:
     """Received by the guest, not handled yet: neither repeated nor a breach when acknowledged."""
     world = World()
-    world.guest.lag = 3
+    world.guest.lag = 4
     for number in range(5):
         world.from_host(SHELL, b"%d" % number)
     world.run()
     world.come_back(Return.FORGETS)
-    world.run()
-    world.guest.lag = 0
+    for how in (None, Return.SURVIVES, Return.FORGETS):
+        world.run()
+        world.guest.handle()
+        world.guest.link.flush()
+        world.run()
+        assert world.host.link.state is LinkState.OPEN
+        if how:
+            world.come_back(how)
     farewell(world)
     assert world.guest.log[SHELL] == [b"0", b"1", b"2", b"3", b"4", b"again|h"]
 
