@@ -224,7 +224,7 @@ class Kernel:
         parts = message.parts
         cut = split_message(parts)
         body = parts[cut + 2 : cut + 6]
-        kind = message_type(body[0])
+        kind = message_type(body)
         channel = message.channel
         if channel == Channel.IOPUB:
             self._activity.observe(kind, body)

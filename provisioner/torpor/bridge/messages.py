@@ -40,6 +40,8 @@ PRESENCE = frozenset(
         "debug_request",
     }
 )
+_OPEN, _CLOSE = b"{}"
+_BLANKS = 64
 STATES = frozenset({"starting", "idle", "busy"})
 
 # json.loads without its checks of type, encoding and blanks; raises StopIteration for a bad start.
@@ -91,16 +93,29 @@ def parse_object(part: Part, limit_bytes: int) -> dict[str, Any]:
     return value
 
 
-def message_type(header: Part) -> str:
-    """Give ``msg_type`` of a header that came from the guest.
+def message_type(body: Sequence[Part]) -> str:
+    """Give ``msg_type`` of the four JSON parts of a message that came from the guest.
+
+    Clients trust a signed message to have an object in each part, and both ids in its header. The
+    header is parsed; of the others only the braces are looked at, as content can be large.
 
     Raises:
-        Malformed: the header is not a JSON object with a textual ``msg_type``.
+        Malformed: the header is not an object with a textual ``msg_type`` and ``msg_id``, or
+            another part is not an object.
     """
-    found = parse_object(header, MAX_HEADER_BYTES).get("msg_type")
-    if type(found) is not str:
+    header = parse_object(body[0], MAX_HEADER_BYTES)
+    kind = header.get("msg_type")
+    if type(kind) is not str or type(header.get("msg_id")) is not str:
         raise Malformed("no_msg_type")
-    return found
+    for part in body[1:]:
+        if not (part and part[0] == _OPEN and part[-1] == _CLOSE) and not _is_spaced_object(part):
+            raise Malformed("not_an_object")
+    return kind
+
+
+def _is_spaced_object(part: Part) -> bool:
+    text = bytes(part[:_BLANKS]).lstrip() + bytes(part[-_BLANKS:]).rstrip()
+    return len(text) > 1 and text[0] == _OPEN and text[-1] == _CLOSE
 
 
 def iso_time(seconds: float) -> str:

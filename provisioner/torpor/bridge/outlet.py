@@ -201,23 +201,20 @@ class PublishOutlet(Outlet):
     somebody was given up, not how many messages that cost him.
     """
 
-    _closed_until = 0.0
+    _closed = False
 
-    def wait_for_subscribers(self, within_s: float) -> None:
-        """Hold everything until ``subscribers_are_back`` or, at the latest, for ``within_s``."""
-        self._closed_until = time.monotonic() + within_s
+    def close(self) -> None:
+        """Hold everything until ``open``."""
+        self._closed = True
 
-    def subscribers_are_back(self) -> None:
-        """End the wait."""
-        self._closed_until = 0.0
+    def open(self) -> None:
+        """Send, also what was held."""
+        self._closed = False
+        self._held_since = time.monotonic()
         self.retry()
 
     def _push(self, parts: Sequence[Part], waited_s: float) -> bool:
-        if self._closed_until:
-            if time.monotonic() < self._closed_until:
-                return False
-            self._closed_until = 0.0
-        return super()._push(parts, waited_s)
+        return not self._closed and super()._push(parts, waited_s)
 
     def _refused(
         self, exc: zmq.ZMQError, parts: Sequence[Part], cost: int, waited_s: float

@@ -53,10 +53,21 @@ class Subscriptions:
         self.welcoming = False
 
     def expect(self, subscribers: int, within_s: float) -> None:
-        """Hold output until so many have subscribed again, for at most ``within_s``."""
+        """Hold output until so many have subscribed again, for at most ``within_s``.
+
+        libzmq subscribes again on behalf of a client only when that looks at its socket, so one that
+        is busy elsewhere for longer misses what is published until it looks.
+        """
         if subscribers > self._total:
             self._expected = subscribers
-            self._outlet.wait_for_subscribers(within_s)
+            self._outlet.close()
+            self._reactor.later(within_s, self._owner, self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        if self._expected and not self._socket.closed:
+            self._expected = 0
+            self._record.subscribers = self._total
+            self._outlet.open()
 
     def welcome_all(self) -> None:
         """Greet everybody: a kernel (process) that welcomes has just become ready."""
@@ -85,9 +96,8 @@ class Subscriptions:
         self._count(1)
         if self.welcoming:
             self._welcome(topic)
-        if self._expected and self._total >= self._expected:
-            self._expected = 0
-            self._outlet.subscribers_are_back()
+        if self._total >= self._expected:
+            self._stop_waiting()
 
     def _unsubscribed(self, topic: bytes) -> None:
         left = self._topics.get(topic, 0) - 1

@@ -103,7 +103,10 @@ class Reactor:
             callback()
         except Exception as exc:
             logger.exception("a callback of %r failed", owner)
-            owner.crashed(exc)
+            try:
+                owner.crashed(exc)
+            except Exception:
+                logger.exception("and so did what should contain it")
 
     def _wait_s(self) -> float:
         if self._soon:

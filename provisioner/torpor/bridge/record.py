@@ -35,8 +35,7 @@ class Record:
         Raises:
             OSError: the folder is not writable.
         """
-        self._marks_path = folder / f"{kernel_id}.marks"
-        self._state_path = folder / f"{kernel_id}.json"
+        self._marks_path, self._state_path = _paths(folder, kernel_id)
         fd = os.open(self._marks_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, _WORDS * 8)
@@ -96,5 +95,18 @@ class Record:
     def remove(self) -> None:
         """Close and delete."""
         self.close()
-        for path in (self._marks_path, self._state_path, self._state_path.with_suffix(".new")):
-            path.unlink(missing_ok=True)
+        _unlink(self._marks_path, self._state_path)
+
+
+def remove_record(folder: Path, kernel_id: str) -> None:
+    """Delete what a bridge process that is no more left of a kernel; fine when it left nothing."""
+    _unlink(*_paths(folder, kernel_id))
+
+
+def _paths(folder: Path, kernel_id: str) -> tuple[Path, Path]:
+    return folder / f"{kernel_id}.marks", folder / f"{kernel_id}.json"
+
+
+def _unlink(marks: Path, state: Path) -> None:
+    for path in (marks, state, state.with_suffix(".new")):
+        path.unlink(missing_ok=True)

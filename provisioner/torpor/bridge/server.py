@@ -21,6 +21,7 @@ from torpor.bridge.protocol import (
     parse_open,
 )
 from torpor.bridge.reactor import Reactor, Timer
+from torpor.bridge.record import remove_record
 from torpor.bridge.sockets import Socket, new_context
 from torpor.errors import ConfigError
 
@@ -125,11 +126,14 @@ class Server:
         return {}
 
     def _close(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        kernel = self.kernels.pop(parse_kernel_id(request), None)
-        if kernel is not None:
-            kernel.close()
-            logger.info("kernel %s: closed", kernel.kernel_id)
-            self._consider_idle()
+        kernel_id = parse_kernel_id(request)
+        kernel = self.kernels.pop(kernel_id, None)
+        if kernel is None:
+            remove_record(self._records, kernel_id)
+            return {}
+        kernel.close()
+        logger.info("kernel %s: closed", kernel_id)
+        self._consider_idle()
         return {}
 
     def _shutdown(self, request: Mapping[str, Any]) -> dict[str, Any]:

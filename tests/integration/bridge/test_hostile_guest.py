@@ -91,6 +91,10 @@ def with_header(header: bytes) -> list[bytes]:
         ("not_an_object", with_header(b"null")),
         ("no_msg_type", with_header(b"{}")),
         ("no_msg_type", with_header(b'{"msg_type": 7}')),
+        ("no_msg_type", with_header(b'{"msg_type": "stream"}')),
+        ("not_an_object", [*GOOD[:4], b"[]", *GOOD[5:]]),
+        ("not_an_object", [*GOOD[:6], b"7"]),
+        ("not_an_object", [*GOOD[:6], b""]),
         ("json_too_long", with_header(b'{"msg_type": "' + b"x" * 20_000 + b'"}')),
     ],
 )
@@ -213,10 +217,10 @@ async def test_replies_cannot_reach_clients_of_another_kernel(pair: Pair) -> Non
 async def test_status_messages_of_any_shape(pair: Pair) -> None:
     listener = pair.bad_raw.listener()
     await asyncio.sleep(0.2)
-    header = json.dumps({"msg_type": "status"}).encode()
-    for content in (b"7", b"{}", b'{"execution_state": 1}', b'{"execution_state": "x"}', b"{"):
-        pair.bad.publish([*GOOD[:3], header, b'{"msg_type": 5}', b"{}", content])
-    pair.bad.publish([*GOOD[:3], header, b"[]", b"{}", b'{"execution_state": "busy"}'])
+    header = json.dumps({"msg_type": "status", "msg_id": "x"}).encode()
+    for content in (b"{7}", b"{}", b'{"execution_state": 1}', b'{"execution_state": "x"}', b"{ }"):
+        pair.bad.publish([*GOOD[:3], header, b' {"msg_type": 5}\n', b"{}", content])
+    pair.bad.publish([*GOOD[:3], header, b"{7}", b"{}", b'{"execution_state": "busy"}'])
     pair.bad.publish([*GOOD[:3], header, b"{}", b"{}", b'{"execution_state": "busy"}'])
     for _ in range(7):
         await asyncio.to_thread(listener.recv_multipart)
