@@ -79,7 +79,7 @@ def torpor_home(config: str = "", **environ: str) -> Iterator[Path]:
     try:
         yield home
     finally:
-        command = [sys.executable, "-m", "torpor", "daemon", "stop", "--force"]
+        command = [sys.executable, "-m", "torpor", "daemon", "stop", "--kernels"]
         subprocess.run(command, check=False, timeout=60)
         try:
             wait_clean(home, services=True)

@@ -204,7 +204,7 @@ def test_full_disk() -> None:
         "(home / 'state' / 'filler').write_bytes(bytes(230_000))"
     )
     after = (
-        "subprocess.run([sys.executable, '-m', 'torpor', 'daemon', 'stop', '--force']);"
+        "subprocess.run([sys.executable, '-m', 'torpor', 'daemon', 'stop', '--kernels']);"
         " subprocess.run(['umount', '-l', home / 'state'])"
     )
     text = in_namespace("-m", "true", before, after)

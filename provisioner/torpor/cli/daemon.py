@@ -11,6 +11,7 @@ from traitlets import Bool
 from torpor.cli.command import FLAGS, Command, progress
 from torpor.cli.reach import client_of, daemon_status
 from torpor.cli.text import age
+from torpor.client import Client
 
 NOT_RUNNING = 3
 
@@ -31,23 +32,30 @@ class StartCommand(Command):
 
 class StopCommand(Command):
     name = "torpor daemon stop"
-    description = """Stop the daemon. Refused while it holds kernels, unless --force is given.
+    description = """Stop the daemon. Refused while it holds kernels, unless --force or --kernels.
 
+    With --kernels they are destroyed first, with all that is in their memory.
     With --force kernels go on: their messages pass through the bridge, a process of its own, and
     the next daemon takes them over. Only starts, restarts and signals wait for it."""
     flags: dict[str, Any] = {  # noqa: RUF012
         **FLAGS,
         "force": ({"StopCommand": {"force": True}}, "Stop it also while it holds kernels."),
+        "kernels": ({"StopCommand": {"kernels": True}}, "Destroy its kernels first."),
     }
 
     force = Bool(
         False,
         help="Stop it also while it holds kernels; off, because new ones then start it again.",
     ).tag(config=True)
+    kernels = Bool(
+        False, help="Destroy its kernels first; off, because what they remember is lost."
+    ).tag(config=True)
 
     def run(self) -> int:
         was = asyncio.run(daemon_status(self.paths))
         if was is not None:
+            if self.kernels:
+                asyncio.run(_destroy_kernels(client_of(self.paths)))
             progress(f"stopping torpord (pid {was.get('pid')})")
             asyncio.run(client_of(self.paths).shutdown(force=self.force))
         text = "torpord did not run" if was is None else "torpord has stopped"
@@ -77,6 +85,15 @@ class DaemonCommand(Command):
         "stop": (StopCommand, "Stop the daemon."),
         "status": (StatusCommand, "Show whether the daemon runs."),
     }
+
+
+async def _destroy_kernels(client: Client) -> None:
+    kernels = await client.kernels()
+    if kernels:
+        progress(f"destroying {len(kernels)} kernel(s)")
+    async with asyncio.TaskGroup() as group:
+        for kernel in kernels:
+            group.create_task(client.delete(kernel["kernel_id"]), name="delete kernel")
 
 
 def _text(status: Mapping[str, Any]) -> str:
