@@ -2,7 +2,8 @@
 
 Everything a peer claims is checked before it costs anything. Memory of a channel is bounded: what was
 received and not acknowledged stops the credit at one window, so at most one window more arrives, plus
-the rest of one message of at most ``max_message_bytes``. A message in the making grows as its bytes
+the rest of one message: of at most ``max_message_bytes``, and no more than our own queue of the channel
+would take, as small channels have no use for large messages. A message in the making grows as its bytes
 come; room for what is only announced is never taken.
 """
 
@@ -30,7 +31,8 @@ class Inbox:
 
     def __init__(self, channel: Channel, limits: Limits, events: deque[Opened | Message]) -> None:
         self.channel = channel
-        self._limits = limits
+        self._frame = limits.max_frame_bytes
+        self._most = min(limits.max_message_bytes, limits.queue_bytes[channel])
         self._max_parts = limits.max_parts
         self._window = limits.window_bytes[channel]
         self._half = self._window // 2
@@ -41,7 +43,7 @@ class Inbox:
         self._told = 0
         self._sizes: tuple[int, ...] = ()
         self._buffer = bytearray()
-        self._left = 0
+        self._left = self._total = 0  # bytes of the message in the making: due, and in all
         self.expected = 0
         self.handled_next = 0
         self._done: set[int] = set()
@@ -90,15 +92,15 @@ class Inbox:
         sizes = lengths_struct(parts).unpack_from(data, start)
         total = sum(sizes)
         whole = stop - start + total
-        if not self._limits.max_frame_bytes < whole <= self._limits.max_message_bytes:
+        if not self._frame < whole <= self._most:
             raise LinkProtocolError(f"{self.channel.name}: a message of {whole} bytes in chunks")
         self._spend(message_cost(0, parts))
         self._sizes = sizes
-        self._left = total
+        self._left = self._total = total
 
     def begin_chunk(self, parts: int, seq: int, length: int) -> bytearray:
         """Allow the next chunk of the message in the making; give where to append it."""
-        if seq != self.expected or parts or length != min(self._left, self._limits.max_frame_bytes):
+        if seq != self.expected or parts or length != min(self._left, self._frame):
             raise self._refused(parts, seq)
         if not length:
             raise LinkProtocolError(f"{self.channel.name}: a chunk of no message")
@@ -108,7 +110,7 @@ class Inbox:
     def end_chunk(self) -> None:
         """The chunk has come; complete the message when it was the last."""
         buffer, sizes = self._buffer, self._sizes
-        self._left = sum(sizes) - len(buffer)
+        self._left = self._total - len(buffer)
         if self._left:
             self._hurry()
             return
@@ -183,5 +185,5 @@ class Inbox:
     def _refused(self, parts: int, seq: int) -> LinkProtocolError:
         return LinkProtocolError(
             f"{self.channel.name}: message {seq} of {parts} parts, expected {self.expected} of at most"
-            f" {self._limits.max_parts} ({self._left} bytes due, {self.limit - self._got} allowed)"
+            f" {self._max_parts} ({self._left} bytes due, {self.limit - self._got} allowed)"
         )

@@ -57,7 +57,8 @@ class Limits:
     ``max_frame_bytes`` (payload of one frame), ``max_message_bytes`` (a message with its table of
     lengths) and ``max_parts`` must be the same at both ends. ``window_bytes``: what a channel lets the
     peer send before the application has acknowledged; a message larger than that passes alone.
-    ``queue_bytes``: what a channel keeps, unsent or unacknowledged. Both count ``message_cost``.
+    ``queue_bytes``: what a channel keeps, unsent or unacknowledged. Both count ``message_cost``. It also
+    bounds one message, in both directions: it must not be less than what the peer may send in one.
 
     Raises:
         ValueError: no session could work with these.

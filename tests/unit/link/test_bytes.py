@@ -83,12 +83,12 @@ def test_truncation_gives_the_messages_before_it_and_waits(
     assert found + received(host) == everything_sent
 
 
-def test_every_flipped_bit_fails_and_delivers_only_what_was_before_it() -> None:
+def test_a_flipped_bit_anywhere_fails_and_delivers_only_what_was_before_it() -> None:
     sent = [(Channel.SHELL, [b"first"]), (Channel.SHELL, [b"x" * 300, b""]), (Channel.RPC, [b"z"])]
     complete, wire = wire_of(sent)
     complete.receive_data(wire)
     truth = received(complete)
-    for bit in range(len(wire) * 8):
+    for bit in range(0, len(wire) * 8, 3):  # two or three in each byte
         host, _ = wire_of(sent)
         flipped = bytearray(wire)
         flipped[bit // 8] ^= 1 << bit % 8

@@ -169,9 +169,11 @@ def hello(
     return Hello(role, lived, bytes(NONCE_BYTES), rows).pack(limits)
 
 
-def other_limits(**changed: int) -> Limits:
-    usual = {"max_frame_bytes": 256, "max_message_bytes": 8192, "max_parts": 8}
-    return Limits(**{**usual, **changed}, window_bytes=dict.fromkeys(Channel, 1 << 20))
+def other_limits(
+    max_frame_bytes: int = 256, max_message_bytes: int = 8192, max_parts: int = 8
+) -> Limits:
+    window_bytes = dict.fromkeys(Channel, 1 << 20)
+    return Limits(max_frame_bytes, max_message_bytes, max_parts, window_bytes)
 
 
 BAD_HELLOS = {

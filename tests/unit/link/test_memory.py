@@ -25,7 +25,9 @@ from tests.unit.link.pair import (
 )
 
 MIB = 1 << 20
-LIMITS = Limits(window_bytes=dict.fromkeys(Channel, 2 * MIB))
+LIMITS = Limits(
+    window_bytes=dict.fromkeys(Channel, 2 * MIB), queue_bytes=dict.fromkeys(Channel, 2048 * MIB)
+)
 IOPUB = Channel.IOPUB
 
 

@@ -86,7 +86,8 @@ def cut_world(cut: str, at: int, lag: int) -> World:
 @pytest.mark.parametrize("cut", CUTS)
 def test_cut_at_every_byte(cut: str, how: Return) -> None:
     blank = SMALL.max_frame_bytes if cut == "host writes" else 0  # one zero byte is like another
-    for at in (*range(0, blank, 50), *range(blank, total_bytes(cut) + 1)):
+    step = 3 if cut == "host reads" else 1  # the guest's half frames are complete in the FIFO then
+    for at in (*range(0, blank, 50), *range(blank, total_bytes(cut) + 1, step)):
         world = cut_world(cut, at, lag=at % 3)
         world.come_back(how, lossy=at % 5 == 0)
         farewell(world)
@@ -104,7 +105,7 @@ def test_frames_that_were_whole_are_not_lost_with_the_process(how: Return) -> No
 
 
 @EVERY_RETURN
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(25))
 def test_many_cuts(how: Return, seed: int) -> None:
     dice, serial = random.Random(seed), itertools.count()
     world = World(lag=dice.randrange(3))
