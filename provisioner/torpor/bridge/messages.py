@@ -42,6 +42,7 @@ PRESENCE = frozenset(
 )
 _OPEN, _CLOSE = b"{}"
 _BLANKS = 64
+_SPACE = " \t\n\r"
 STATES = frozenset({"starting", "idle", "busy"})
 
 # json.loads without its checks of type, encoding and blanks; raises StopIteration for a bad start.
@@ -83,8 +84,10 @@ def parse_object(part: Part, limit_bytes: int) -> dict[str, Any]:
         raise Malformed("json_too_long")
     try:
         text = str(part, "utf-8")
+        if text[:1] != "{":
+            text = text.lstrip(_SPACE)
         value, end = _scan(text, 0)
-        if end != len(text) and text[end:].strip():
+        if end != len(text) and text[end:].strip(_SPACE):
             raise ValueError("text after the value")
     except (ValueError, StopIteration, RecursionError) as exc:
         raise Malformed("not_json") from exc
@@ -114,7 +117,8 @@ def message_type(body: Sequence[Part]) -> str:
 
 
 def _is_spaced_object(part: Part) -> bool:
-    text = bytes(part[:_BLANKS]).lstrip() + bytes(part[-_BLANKS:]).rstrip()
+    space = _SPACE.encode()
+    text = bytes(part[:_BLANKS]).lstrip(space) + bytes(part[-_BLANKS:]).rstrip(space)
     return len(text) > 1 and text[0] == _OPEN and text[-1] == _CLOSE
 
 

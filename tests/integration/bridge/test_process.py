@@ -166,6 +166,49 @@ async def test_open_is_all_or_nothing(world: World, tmp_path: Path) -> None:
     assert sorted(path.name for path in (world.paths.runtime / "bridge").iterdir()) == ["k1.marks"]
 
 
+async def test_ports_can_be_taken_again_at_once(world: World, tmp_path: Path) -> None:
+    guest = Standin(tmp_path / "guest")
+    world.sandboxes.append(guest)  # type: ignore[arg-type]
+    request = {"kernel_id": "k1", "client": client_side(), "guest_key": GUEST_KEY, **guest.fifos}
+    for _ in range(10):
+        opened = await world.bridge.call("open", **request)
+        request["client"]["ports"] = opened["ports"]
+        await world.bridge.call("close", kernel_id="k1")
+
+
+async def test_a_bug_in_one_kernel_does_not_reach_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, to plant the bug."""
+    (tmp_path / "run").mkdir()
+    server = Server(tmp_path / "run")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    bridge = await BridgeClient.connect(tmp_path / "run" / "bridge.sock")
+    guests = [Standin(tmp_path / name) for name in ("g1", "g2")]
+    for kernel_id, guest in zip(("k1", "k2"), guests, strict=True):
+        await bridge.call(
+            "open", kernel_id=kernel_id, client=client_side(), guest_key=GUEST_KEY, **guest.fifos
+        )
+
+    def buggy(parts: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(server.kernels["k1"].guest, "receive", buggy)
+    guests[0].ready()
+    async for event in bridge.events():
+        if event["event"] == "link_failed":
+            break
+    status = await bridge.call("status", kernel_id="k1")
+    assert (status["link"], "a bug" in status["link_error"]) == ("failed", True)
+    assert await bridge.call("rpc", kernel_id="k2", method="status", params={})
+    for guest in guests:
+        await asyncio.to_thread(guest.close)
+    await bridge.call("shutdown", force=True)
+    await bridge.aclose()
+    await asyncio.to_thread(thread.join)
+
+
 async def test_nothing_is_left_after_close(tmp_path: Path) -> None:
     """In this process, to count descriptors: open, use and close, over and over."""
     runtime = tmp_path / "run"
