@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool
 
 from torpor.cli.command import FLAGS, Command, progress
 from torpor.cli.reach import client_of, daemon_status
 from torpor.cli.text import age
-from torpor.client import Client
+
+if TYPE_CHECKING:  # httpx takes longer to load than most of these commands take to run
+    from torpor.client import Client
 
 NOT_RUNNING = 3
 
