@@ -77,10 +77,9 @@ class Handle:
         Raises:
             SandboxGone: the shape is of another version or damaged; the sandbox cannot be adopted.
         """
-        if shape.get("version") != HANDLE_VERSION:
-            raise SandboxGone(
-                f"sandbox record has version {shape.get('version')!r}, not {HANDLE_VERSION}"
-            )
+        version = shape.get("version") if isinstance(shape, Mapping) else None
+        if version != HANDLE_VERSION:
+            raise SandboxGone(f"sandbox record has version {version!r}, not {HANDLE_VERSION}")
         try:
             return cls(**{**shape, "cgroups": tuple(shape["cgroups"])})
         except (TypeError, KeyError) as exc:

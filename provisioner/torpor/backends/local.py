@@ -23,7 +23,7 @@ from torpor.backends.base import Exit, Handle, SandboxSpec
 from torpor.backends.local_cgroups import Cgroups, find_cgroups
 from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
 from torpor.backends.local_layout import Layout
-from torpor.backends.local_slots import UidSlots, uid_range
+from torpor.backends.local_slots import FIRST_UID, UIDS, UidSlots, has_every_uid
 from torpor.errors import LaunchError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
@@ -49,8 +49,7 @@ class LocalBackend:
 
     ``slots`` is None to run sandboxes under the caller's own uid (the only way without root).
     ``private`` are Torpor's own folders, never shown in a sandbox. ``on_step`` is awaited before
-    each of
-    ``STEPS``; tests make it fail or hang.
+    each of ``STEPS``; tests make it fail or hang.
     """
 
     runsc: Path
@@ -71,6 +70,9 @@ class LocalBackend:
         made = False
         try:
             await self.on_step("design")
+            if not self.runsc.is_file():
+                hint = "run: torpor install-runsc"
+                raise LaunchError(f"there is no runsc at {self.runsc}", hint=hint)
             designed = self._design(spec)
             await self.on_step("folders")
             made = True
@@ -250,18 +252,15 @@ def make_local_backend(
     ``private`` are Torpor's state, runtime, data and configuration folders; ``home`` and
     ``search_path`` (``PATH``) are the caller's. ``guest`` is the installed one unless given.
     """
-    superuser = os.geteuid() == 0
-    slots = None
-    if superuser and _has_root_rights(Path("/proc/self/status").read_text()):
-        first, count = uid_range(Path("/proc/self/uid_map").read_text())
-        slots = UidSlots(slots_folder, first, count)
+    superuser = os.geteuid() == 0 and has_every_uid(Path("/proc/self/uid_map").read_text())
+    full = superuser and _has_root_rights(Path("/proc/self/status").read_text())
     return LocalBackend(
         runsc=runsc.resolve(),
         runsc_build=runsc_build,
         guest=guest or installed_guest(),
         user=User.current(home, search_path),
         cgroups=find_cgroups(superuser=superuser),
-        slots=slots,
+        slots=UidSlots(slots_folder, FIRST_UID, UIDS) if full else None,
         private=tuple(str(each) for each in private),
     )
 

@@ -107,11 +107,11 @@ def oom_kills(folders: Sequence[str]) -> int:
     return 0
 
 
-async def remove(folders: Sequence[str]) -> list[str]:
+async def remove(folders: Sequence[str], *, tries: int = _EMPTY_TRIES) -> list[str]:
     """Kill what is left in these groups and remove them; give those that would not go away."""
     stuck = []
     for folder in folders:
-        for _ in range(_EMPTY_TRIES):
+        for _ in range(tries):
             _kill_all(folder)
             try:
                 os.rmdir(folder)
@@ -225,7 +225,11 @@ def _read(path: str) -> str:
 
 def _write(path: str, text: str, *, optional: bool = False) -> None:
     try:
-        Path(path).write_text(text)
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
     except OSError:
         if not optional:
             raise

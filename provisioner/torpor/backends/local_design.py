@@ -143,6 +143,9 @@ def _folders(
     )
     links = {each: os.readlink(each) for each in SYSTEM_FOLDERS if os.path.islink(each)}
     prefixes = list(environment.prefixes)
+    for each in spec.template.read_only:
+        if not os.path.isdir(each):
+            raise ConfigError(f"template {spec.template.name!r}: folder {each} does not exist")
     for each in (*spec.template.read_only, *own_code):
         inside = granted.mount is not None and within(each, granted.mount.path)
         wanted = each in spec.template.read_only or inside

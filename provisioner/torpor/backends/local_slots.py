@@ -92,19 +92,14 @@ def _write_at_once(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-_UNUSED_FIRST = 0x70000000
-_UNUSED_COUNT = 65536
+FIRST_UID = 0x70000000
+UIDS = 65536
 """From the end of systemd-nspawn's uids on, nothing claims host uids (systemd's UIDS-GIDS.md)."""
 
 
-def uid_range(uid_map: str) -> tuple[int, int]:
-    """Give (first, count) of the uids to use, from the text of ``/proc/self/uid_map``.
+def has_every_uid(uid_map: str) -> bool:
+    """Tell from ``/proc/self/uid_map`` whether this process is in the machine's first namespace.
 
-    In a user namespace that does not reach so far, the upper half of its largest range.
+    In any other one root cannot map the owners of mounts, nor does it have uids to give away.
     """
-    ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines() if line.strip()]
-    first, length = max(((inside, size) for inside, _, size in ranges), key=lambda each: each[1])
-    if first <= _UNUSED_FIRST and first + length >= _UNUSED_FIRST + _UNUSED_COUNT:
-        return _UNUSED_FIRST, _UNUSED_COUNT
-    half = length // 2
-    return first + length - half, half
+    return uid_map.split() == ["0", "0", "4294967295"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Spawned:
         while not self.pid:
             line = await _pipes(launcher)[1].readline()
             if not self._understood(line):
-                raise _failure(line + await _pipes(launcher)[1].read(_MAX_REPORT_BYTES))
+                raise failure(line + await _pipes(launcher)[1].read(_MAX_REPORT_BYTES))
 
     def _understood(self, line: bytes) -> bool:
         word, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
@@ -68,7 +69,7 @@ class Spawned:
             await stdin.drain()
         report = await stdout.read(_MAX_REPORT_BYTES)
         if report:
-            raise _failure(report)
+            raise failure(report)
         self._running = True
         await self.aclose()
 
@@ -123,20 +124,21 @@ def _pipes(
 
 
 _HINTS = {
-    ("namespace", 1): "user namespaces are switched off here; see: torpor doctor",
-    ("namespace", 28): "user.max_user_namespaces is 0 or used up; see: torpor doctor",
-    ("namespace", 38): "this kernel has no user namespaces; see: torpor doctor",
-    ("runsc", 2): "is runsc still installed? run: torpor install-runsc",
-    ("runsc", 13): "the runsc file is not executable; run: torpor install-runsc",
-    ("runsc", 8): "runsc was built for another processor; run: torpor install-runsc",
+    ("namespace", errno.EPERM): "user namespaces are switched off here; see: torpor doctor",
+    ("namespace", errno.ENOSPC): "user.max_user_namespaces is 0 or used up; see: torpor doctor",
+    ("namespace", errno.ENOSYS): "this kernel has no user namespaces; see: torpor doctor",
+    ("runsc", errno.ENOENT): "is runsc still installed? run: torpor install-runsc",
+    ("runsc", errno.EACCES): "the runsc file is not executable; run: torpor install-runsc",
+    ("runsc", errno.ENOEXEC): "runsc is not for this machine; run: torpor install-runsc",
 }
 _BY_ERRNO = {
-    12: "not enough memory to start a sandbox; close other programs or kernels",
-    28: "a disk or limit is full; free some space",
+    errno.ENOMEM: "not enough memory to start a sandbox: close other programs or kernels",
+    errno.ENOSPC: "a disk or a limit is full: free some space",
+    errno.EAGAIN: "too many processes: close other programs or kernels",
 }
 
 
-def _failure(report: bytes) -> LaunchError:
+def failure(report: bytes) -> LaunchError:
     """Turn the launcher's report, or what it printed instead, into an error for the user."""
     text = report.decode("utf-8", "replace").strip()
     for line in text.splitlines():
