@@ -20,6 +20,8 @@ _IOV_MAX = 1000
 _EINPROGRESS = 115
 _EAGER_TRIES, _EAGER_S, _PATIENT_S = 1000, 0.005, 0.05
 _DRAIN_BYTES = 64 << 20
+# A publisher drops what its subscriber is slow to read. On a busy machine we may not run for some 100 ms.
+_BACKLOG_BYTES = 4 << 20
 
 
 class _Outgoing:
@@ -124,8 +126,9 @@ class Wire:
     def _connect(self) -> None:
         self._tries += 1
         self._retry = None
-        self._socket = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
-        self._socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+        self._socket = _new_socket(
+            backlog_bytes=_BACKLOG_BYTES if self._socket_type == b"SUB" else 0
+        )
         error = self._socket.connect_ex(("127.0.0.1", self._port))
         if error in (0, _EINPROGRESS):
             self._loop.watch(self._socket.fileno(), READ | WRITE, self._ready)
@@ -220,6 +223,18 @@ class Wire:
         if self._socket is not None and self._connected:
             wanted = (0 if self._paused else READ) | (WRITE if self._blocked else 0)
             self._loop.change(self._socket.fileno(), wanted)
+
+
+def _new_socket(*, backlog_bytes: int) -> _socket.socket:
+    """Give an unconnected socket that the system lets us leave unread for ``backlog_bytes``, if it does."""
+    made = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
+    made.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+    if backlog_bytes:
+        made.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, backlog_bytes)
+        if made.getsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF) < backlog_bytes:
+            made.close()  # a smaller fixed size would be worse than the system's own, which grows
+            return _new_socket(backlog_bytes=0)
+    return made
 
 
 def _rest(buffers: list[Part], sent: int) -> list[Part]:
