@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torpor.runsc.etc import HOME, HOSTNAME
-from torpor.template import MIB, Template
+from torpor.template import GIB, MIB, Template
 
 OCI_VERSION = "1.1.0"
 ROOTFS = "/rootfs"
 RLIM_INFINITY = (1 << 64) - 1
 
-_ADDRESS_SPACE_PER_CPU_BYTES = 136 * MIB
+_RESERVED_BYTES = GIB
+"""Address space that an idle ipykernel has but does not use: 0.75 GiB, most of it heap regions."""
+
+_RESERVED_PER_CPU_BYTES = 136 * MIB
 """A thread's stack (8 MiB) and the heap region that glibc reserves for it (128 MiB at first)."""
 
 
@@ -100,9 +103,10 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 
 
 def _rlimits(template: Template, *, cpus: int, memory_is_capped: bool) -> list[dict[str, Any]]:
-    # Numeric libraries reserve address space for each thread and start one per processor: beyond
-    # four processors that alone would reach the limit, without using any memory.
-    address_space = template.memory_bytes + max(0, cpus - 4) * _ADDRESS_SPACE_PER_CPU_BYTES
+    # Numeric libraries reserve address space for each thread and start one per processor: on large
+    # machines that alone would reach the limit, without using any memory.
+    reserved = _RESERVED_BYTES + max(0, cpus - 4) * _RESERVED_PER_CPU_BYTES
+    address_space = template.memory_bytes + reserved
     limits = {
         # A refused allocation is an exception in one cell; reaching the cgroup's limit ends the
         # sandbox. So this is the softer of the two, and a program that reserves much (V8, Java)

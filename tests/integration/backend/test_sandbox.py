@@ -219,7 +219,7 @@ except BlockingIOError:
     pass
 """
     async with running(subject, subject.spec(template=template)) as sandbox:
-        await _refused(sandbox, "bytearray(600 << 20)", "MemoryError")
+        await _refused(sandbox, "bytearray(1600 << 20)", "MemoryError")
         await _refused(sandbox, "files = [open('/dev/null') for _ in range(300)]", "Too many open")
         assert await sandbox.run(forks) < 40
 

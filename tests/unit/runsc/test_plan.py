@@ -68,9 +68,9 @@ def test_config_of_small_and_large_machines() -> None:
         found: dict[str, Any] = limits["RLIMIT_AS"]
         return found
 
-    assert address_space(2, capped=True)["soft"] == 2 * GIB
+    assert address_space(2, capped=True)["soft"] == 3 * GIB
     assert address_space(2, capped=True)["hard"] == (1 << 64) - 1
-    assert address_space(2, capped=False)["hard"] == 2 * GIB
+    assert address_space(2, capped=False)["hard"] == 3 * GIB
     assert address_space(64, capped=True)["soft"] > 8 * GIB
 
 
