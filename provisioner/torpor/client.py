@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
-
-import httpx
 
 from torpor._version import __version__
 from torpor.api import API_HEADER, API_VERSION, LaunchRequest
@@ -25,7 +24,8 @@ from torpor.errors import (
     from_json,
 )
 from torpor.paths import Paths
-from torpor.start import daemon_argv, start_daemon, start_lock
+from torpor.start import daemon_argv, daemon_ended, start_daemon, start_lock
+from torpor.unix_http import BadAnswer, NobodyListens, Response, exchange
 
 CALL_TIMEOUT_S = 70.0
 """Longer than any bound inside the daemon, so that its own explanation wins."""
@@ -81,7 +81,9 @@ class Client:
         return await self._send("GET", "/v1/status", timeout_s=_PROBE_S)
 
     async def shutdown(self, *, force: bool = False) -> None:
-        """Stop torpord. One that does not run is fine; with ``force`` kernels go on without it.
+        """Stop torpord; returns when it has ended. One that does not run is fine.
+
+        With ``force`` it ends although it holds kernels: they go on, and the next one finds them.
 
         Raises:
             Busy: it holds kernels.
@@ -90,9 +92,14 @@ class Client:
             await self._send("POST", "/v1/shutdown", {"force": force})
         except NotRunning:
             return
-        async with asyncio.timeout(_STOP_S):
-            while self.paths.daemon_socket.exists():  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0.02)
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await daemon_ended(self.paths)
+        except TimeoutError as exc:
+            raise BackendUnavailable(
+                f"torpord was told to stop and has not in {_STOP_S:g} s",
+                hint=f"see {self.paths.log}",
+            ) from exc
 
     async def launch(self, request: LaunchRequest) -> dict[str, Any]:
         """Start or restart a kernel, give its state once it has answered. Cancelling undoes it.
@@ -195,30 +202,31 @@ class Client:
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> dict[str, Any]:
         """Send one request over a connection of its own; translate whatever goes wrong."""
-        transport = httpx.AsyncHTTPTransport(uds=str(self.paths.daemon_socket), verify=False)
-        timeout = httpx.Timeout(timeout_s, connect=_PROBE_S)
+        headers = {API_HEADER: str(API_VERSION), "Content-Type": "application/json"}
+        sent = b"" if body is None else json.dumps(body).encode()
         try:
-            async with httpx.AsyncClient(
-                transport=transport,
-                base_url="http://torpord",
-                timeout=timeout,
-                headers={API_HEADER: str(API_VERSION)},
-                trust_env=False,
-            ) as http:
-                response = await http.request(method, path, json=body)
-        except httpx.ConnectError as exc:
+            async with asyncio.timeout(timeout_s):
+                response = await exchange(
+                    self.paths.daemon_socket, method, path, headers=headers, body=sent
+                )
+        except NobodyListens as exc:
             raise NotRunning(
                 f"torpord does not run: nothing answers at {self.paths.daemon_socket}",
                 hint="start it with `torpor daemon start`",
             ) from exc
-        except httpx.TimeoutException as exc:
+        except TimeoutError as exc:
             raise BackendUnavailable(
                 f"torpord did not answer {method} {path} in {timeout_s:g} s",
                 hint=f"see {self.paths.log}",
             ) from exc
-        except httpx.HTTPError as exc:
+        except PermissionError as exc:
+            raise BackendUnavailable(
+                f"torpord's socket {self.paths.daemon_socket} is closed to you",
+                hint="set TORPOR_HOME to a folder of your own",
+            ) from exc
+        except (OSError, BadAnswer) as exc:
             raise _Interrupted(
-                f"torpord went away during {method} {path}", hint=f"see {self.paths.log}"
+                f"torpord went away during {method} {path}: {exc}", hint=f"see {self.paths.log}"
             ) from exc
         return _answer(response)
 
@@ -247,17 +255,17 @@ def _usable(status: Mapping[str, Any]) -> bool:
     return status.get("version") == __version__ or bool(status.get("kernels"))
 
 
-def _answer(response: httpx.Response) -> dict[str, Any]:
+def _answer(response: Response) -> dict[str, Any]:
     try:
-        body = response.json()
+        body = json.loads(response.body)
     except ValueError:
         body = None
-    if response.is_success and isinstance(body, dict):
+    if response.status < 300 and isinstance(body, dict):
         return body
     if isinstance(body, dict) and "error" in body:
         raise from_json(body)
     raise SandboxError(
-        f"torpord gave an answer that is none of ours (HTTP {response.status_code})",
+        f"torpord gave an answer that is none of ours (HTTP {response.status})",
         hint="does another program listen on its socket?",
     )
 

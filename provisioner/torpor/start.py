@@ -62,6 +62,19 @@ async def start_lock(paths: Paths) -> AsyncIterator[None]:
         os.close(fd)
 
 
+async def daemon_ended(paths: Paths) -> None:
+    """Return once no daemon holds its lock; the caller bounds the wait."""
+    try:
+        fd = os.open(paths.daemon_lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        while not _locked(fd):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.02)
+    finally:
+        os.close(fd)
+
+
 async def start_daemon(paths: Paths, argv: Sequence[str]) -> None:
     """Run ``argv`` in the background, return once it answers requests.
 

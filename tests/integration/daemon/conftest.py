@@ -101,7 +101,10 @@ class Home:
         """Give everything that a clean world would not have."""
         left = [f"process {pid}: {line}" for pid, line in self.processes().items()]
         for path in self.path.rglob("*"):
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue
             if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) or stat.S_ISLNK(mode):
                 left.append(f"file {path}")
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
