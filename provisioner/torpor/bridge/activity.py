@@ -35,6 +35,11 @@ class Activity:
         if self.state == "starting":
             self.state = "idle"
 
+    def resumed(self, *, busy: bool, known: bool) -> None:
+        """Take over what a bridge process before this one had seen of a kernel that was ready."""
+        if known:
+            self.state = "busy" if busy else "idle"
+
     def observe(self, kind: str, body: Sequence[Part]) -> None:
         """Take note of one iopub message: its type and its four unchecked JSON parts."""
         if kind != "status":

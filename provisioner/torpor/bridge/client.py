@@ -100,13 +100,13 @@ class BridgeClient:
         """Give what the bridge reports, from connecting on, until the connection ends."""
         while (event := await self._events.get()) is not None:
             yield event
+        self._events.put_nowait(None)  # for whoever asks next
 
     async def aclose(self) -> None:
         """Hang up; idempotent. The bridge and its kernels go on."""
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
         self._writer.close()
+        await asyncio.wait({self._task})
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 

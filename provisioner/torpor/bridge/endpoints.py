@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
 
 import zmq
 
-from torpor.bridge.counters import Counters
-from torpor.bridge.inflight import InFlight
 from torpor.bridge.inlet import Gate, Inlet
 from torpor.bridge.line import Line
-from torpor.bridge.outlet import Outlet, PublishOutlet, ReplyOutlet
+from torpor.bridge.outlet import Outlet, PublishOutlet, ReplyOutlet, Shared
 from torpor.bridge.protocol import ClientSide
 from torpor.bridge.publisher import Subscriptions
-from torpor.bridge.reactor import READ, Owner, Reactor
+from torpor.bridge.reactor import READ
 from torpor.bridge.record import Record
 from torpor.bridge.signing import Signer
 from torpor.bridge.sockets import Socket, close_sockets, open_sockets, readable, receive, send
-from torpor.link import Channel, Message
+from torpor.link import Channel
 
 ROUTED = (Channel.CONTROL, Channel.SHELL, Channel.STDIN)
 LINGER_MS = 1_000  # as ipykernel: the last replies and outputs still get out
@@ -27,18 +25,12 @@ BEATS_PER_TURN = 32
 MAX_BEAT_BYTES = 4_096
 
 
-class Middle(Owner, Protocol):
-    """What the endpoints need of their kernel."""
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Signs for the kernel's clients, and for its guest."""
 
-    @property
-    def counters(self) -> Counters: ...
-
-    @property
-    def signer(self) -> Signer: ...
-
-    def finished(self, message: Message) -> None: ...
-
-    def beating(self) -> bool: ...
+    client: Signer
+    guest: Signer
 
 
 class Endpoints:
@@ -46,50 +38,32 @@ class Endpoints:
 
     def __init__(
         self,
-        reactor: Reactor,
-        owner: Middle,
+        shared: Shared,
         context: zmq.Context[Socket],
         client: ClientSide,
-        middle: Middle,
-        guest_signer: Signer,
+        keys: Keys,
         record: Record,
+        beating: Callable[[], bool],
     ) -> None:
-        """Bind all five, or none.
+        """Bind all five, or none. ``beating`` says whether to echo a heartbeat.
 
         Raises:
             RequestError: ``bind``.
         """
-        self._reactor = reactor
-        self._owner = owner
-        self._middle = middle
+        self._shared = shared
         self._client = client
+        self._beating = beating
         self._sockets, self.ports = open_sockets(context, client)
-        self._gate = Gate(middle.signer, guest_signer, middle.counters)
-        in_flight = InFlight()
+        self._gate = Gate(keys.client, keys.guest, shared.counters)
         self._inlets = {
-            channel: Inlet(reactor, owner, self._socket(channel), channel, self._gate)
+            channel: Inlet(shared.reactor, shared.owner, self._socket(channel), channel, self._gate)
             for channel in ROUTED
         }
-        replies = {
-            channel: ReplyOutlet(
-                reactor, owner, self._socket(channel), middle.counters, in_flight, middle.finished
-            )
-            for channel in ROUTED
-        }
-        iopub = PublishOutlet(
-            reactor, owner, self._sockets["iopub"], middle.counters, in_flight, middle.finished
-        )
-        self._replies, self._iopub = replies, iopub
-        self.outlets: dict[Channel, Outlet] = {**replies, Channel.IOPUB: iopub}
-        self.subscriptions = Subscriptions(
-            reactor,
-            owner,
-            self._sockets["iopub"],
-            iopub,
-            middle.signer,
-            middle.counters,
-            record,
-        )
+        self._replies = {channel: ReplyOutlet(shared, self._socket(channel)) for channel in ROUTED}
+        iopub = self._sockets["iopub"]
+        self._output = PublishOutlet(shared, iopub)
+        self.outlets: dict[Channel, Outlet] = {**self._replies, Channel.IOPUB: self._output}
+        self.subscriptions = Subscriptions(shared, iopub, self._output, keys.client, record)
         self.touched: set[Channel] = set()  # sent to in this turn
         self._rechecks = {channel: inlet.ready for channel, inlet in self._inlets.items()}
         self._rechecks[Channel.IOPUB] = self.subscriptions.ready
@@ -130,7 +104,7 @@ class Endpoints:
         """Unbind; idempotent."""
         for socket in self._sockets.values():
             with contextlib.suppress(zmq.ZMQError):
-                self._reactor.unwatch(int(socket.get(zmq.FD)))
+                self._shared.reactor.unwatch(int(socket.get(zmq.FD)))
         close_sockets(self._sockets.values(), self._client, self.ports, LINGER_MS)
         self._sockets = {}
 
@@ -142,13 +116,13 @@ class Endpoints:
             outlet = self._replies[channel]
             outlet.recheck = inlet.ready
             self._add(self._socket(channel), _both(inlet.ready, outlet))
-        self._iopub.recheck = self.subscriptions.ready
+        self._output.recheck = self.subscriptions.ready
         self._add(self._sockets["iopub"], self.subscriptions.ready)
         self._add(self._sockets["hb"], self._beat)
 
     def _add(self, socket: Socket, callback: Callable[[], None]) -> None:
-        self._reactor.watch(int(socket.get(zmq.FD)), READ, self._owner, callback)
-        self._reactor.soon(self._owner, callback)
+        self._shared.reactor.watch(int(socket.get(zmq.FD)), READ, self._shared.owner, callback)
+        self._shared.reactor.soon(self._shared.owner, callback)
 
     def _beat(self) -> None:
         socket = self._sockets.get("hb")
@@ -157,11 +131,11 @@ class Endpoints:
                 return
             parts = receive(socket)
             if sum(map(len, parts)) > MAX_BEAT_BYTES:
-                self._middle.counters.dropped["client.heartbeat_too_long"] += 1
-            elif self._middle.beating():
+                self._shared.counters.dropped["client.heartbeat_too_long"] += 1
+            elif self._beating():
                 with contextlib.suppress(zmq.ZMQError):  # it left, or never reads: no echo then
                     send(socket, parts)
-        self._reactor.soon(self._owner, self._beat)
+        self._shared.reactor.soon(self._shared.owner, self._beat)
 
 
 def _both(ready: Callable[[], None], outlet: Outlet) -> Callable[[], None]:

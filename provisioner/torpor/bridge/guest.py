@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torpor.bridge.messages import Malformed, parse_object
 from torpor.bridge.reactor import Owner, Reactor, Timer
@@ -25,12 +25,6 @@ EVENTS = frozenset({"booted", "ready", "failed", "exited", "heartbeat", "dropped
 Answer = Callable[[dict[str, Any]], None]  # gets {"result": {…}} or {"error": {"code", "message"}}
 
 
-class GuestEvents(Protocol):
-    """Who is told about the guest."""
-
-    def guest_event(self, body: dict[str, Any]) -> None: ...
-
-
 class Guest:
     """One guest, from the bridge's side."""
 
@@ -38,12 +32,12 @@ class Guest:
         self,
         reactor: Reactor,
         owner: Owner,
-        events: GuestEvents,
+        on_event: Callable[[dict[str, Any]], None],
         send: Callable[[bytes], None],
     ) -> None:
         self._reactor = reactor
         self._owner = owner
-        self._events = events
+        self._on_event = on_event
         self._send = send
         self._calls: dict[int, tuple[Answer, Timer, str]] = {}
         self._next_id = random.getrandbits(40)  # answers to a dead bridge's calls match nothing
@@ -83,16 +77,15 @@ class Guest:
 
     def load(self, recorded: Mapping[str, Any]) -> None:
         """Take back what a bridge process before this one had recorded with ``to_json``."""
-        if not recorded:
-            return
-        self.state = str(recorded["guest"])
-        self.generation = int(recorded["generation"])
-        self.kernel_info = recorded["kernel_info"]
-        self.iopub_welcome = bool(recorded["iopub_welcome"])
-        self.exit_code = recorded["exit_code"]
-        self.stderr_tail = str(recorded["stderr_tail"])
-        self.failure = recorded["failure"]
-        self.beating = bool(recorded["beating"])
+        kernel_info, failure = recorded.get("kernel_info"), recorded.get("failure")
+        self.state = _text(recorded, "guest", 64) or self.state
+        self.generation = _whole(recorded, "generation") or 0
+        self.kernel_info = kernel_info if isinstance(kernel_info, dict) else None
+        self.iopub_welcome = recorded.get("iopub_welcome") is True
+        self.exit_code = _whole(recorded, "exit_code")
+        self.stderr_tail = _text(recorded, "stderr_tail")
+        self.failure = failure if isinstance(failure, dict) else None
+        self.beating = recorded.get("beating") is not False
 
     def call(
         self, method: str, params: Mapping[str, Any], timeout_s: float, answer: Answer
@@ -159,7 +152,7 @@ class Guest:
         self._learn(kind, body)
         if not self._allowed():
             raise Malformed("too_many_events")
-        self._events.guest_event(body)
+        self._on_event(body)
 
     def _learn(self, kind: str, body: dict[str, Any]) -> None:
         if kind == "heartbeat":

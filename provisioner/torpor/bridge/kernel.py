@@ -17,10 +17,12 @@ import zmq
 
 from torpor.bridge.activity import Activity
 from torpor.bridge.counters import Counters
-from torpor.bridge.endpoints import Endpoints
+from torpor.bridge.endpoints import Endpoints, Keys
 from torpor.bridge.guest import Answer, Guest
-from torpor.bridge.line import Line
+from torpor.bridge.inflight import InFlight
+from torpor.bridge.line import Line, LineEvents
 from torpor.bridge.messages import Malformed, iso_time, message_type, split_message
+from torpor.bridge.outlet import Shared
 from torpor.bridge.protocol import Fifos, OpenRequest, RequestError
 from torpor.bridge.reactor import Reactor
 from torpor.bridge.record import Record
@@ -68,15 +70,17 @@ class Kernel:
         self._link_state, self._link_error = "closed", ""
         self._stderr_tail = ""
         self._resumed = False
-        guest_signer = Signer(request.guest_key)
+        keys = Keys(self._signer, Signer(request.guest_key))
         with contextlib.ExitStack() as undo:
             self._record = Record(folder, request.kernel_id)
             undo.callback(self._record.close if request.resume else self._record.remove)
-            self.guest = Guest(reactor, self, self, self._send_rpc)
+            self.guest = Guest(reactor, self, self._guest_event, self._send_rpc)
+            shared = Shared(reactor, self, self._counters, InFlight(), self._finished)
             self.endpoints = Endpoints(
-                reactor, self, context, request.client, self, guest_signer, self._record
+                shared, context, request.client, keys, self._record, self._beating
             )
             undo.callback(self.endpoints.close)
+            undo.callback(self.unlink)
             self._connect(request.fifos, resume=request.resume)
             undo.pop_all()
 
@@ -143,7 +147,7 @@ class Kernel:
 
     # -- what the line tells -----------------------------------------------------------------
 
-    def link_opened(self, opened: Opened) -> None:
+    def _link_opened(self, opened: Opened) -> None:
         self._link_state = "open"
         event = {"event": "link_open", "kernel_id": self.kernel_id, "resumed": opened.resumed}
         self._events.publish(event)
@@ -151,22 +155,22 @@ class Kernel:
             self._resumed = False
             self.guest.call("status", {}, STATUS_TIMEOUT_S, self._learn_status)
 
-    def link_message(self, message: Message) -> None:
+    def _link_message(self, message: Message) -> None:
         try:
             if message.channel == Channel.RPC:
                 self.guest.receive(message.parts)
-                self.finished(message)
+                self._finished(message)
             else:
                 self._to_clients(message)
         except Malformed as exc:
             self._counters.dropped[f"guest.{exc.reason}"] += 1
             outlet = self.endpoints.outlets.get(message.channel)
             if outlet is None:
-                self.finished(message)
+                self._finished(message)
             else:
                 outlet.skip(message)
 
-    def link_failed(self, reason: str) -> None:
+    def _link_failed(self, reason: str) -> None:
         logger.warning("kernel %s: link failed: %s", self.kernel_id, reason)
         self._link_state, self._link_error = "failed", reason
         self.endpoints.detach()
@@ -174,12 +178,9 @@ class Kernel:
         event = {"event": "link_failed", "kernel_id": self.kernel_id, "message": reason}
         self._events.publish(event)
 
-    def link_has_room(self) -> None:
-        self.endpoints.turn_over()
-
     # -- what guest, endpoints and reactor tell ------------------------------------------------
 
-    def guest_event(self, body: dict[str, Any]) -> None:
+    def _guest_event(self, body: dict[str, Any]) -> None:
         kind = body["event"]
         if kind in ("failed", "exited"):
             self._activity.starting()
@@ -190,13 +191,13 @@ class Kernel:
         self._save_state()
         self._events.publish({"event": "guest", "kernel_id": self.kernel_id, "body": body})
 
-    def finished(self, message: Message) -> None:
+    def _finished(self, message: Message) -> None:
         """A message from the guest was handed to libzmq, or dropped for good."""
         if self._line is not None and not self._line.closed:
             handled = self._line.acknowledge(message)
             self._record.handled(message.channel, handled)
 
-    def beating(self) -> bool:
+    def _beating(self) -> bool:
         """Whether a heartbeat should be echoed: the kernel is not known to be dead."""
         return not self.guest.dead and self._link_state in ("open", "opening")
 
@@ -204,19 +205,10 @@ class Kernel:
         """A callback of this kernel failed (our bug): its link goes down, others go on."""
         if self._line is not None:
             self._line.close()
-        self.link_failed(f"internal error in the bridge: {exc!r:.200}")
+        self._link_failed(f"internal error in the bridge: {exc!r:.200}")
 
     def __repr__(self) -> str:
         return f"kernel {self.kernel_id}"
-
-    @property
-    def counters(self) -> Counters:
-        return self._counters
-
-    @property
-    def signer(self) -> Signer:
-        """Signs for the clients."""
-        return self._signer
 
     # -- the middle --------------------------------------------------------------------------
 
@@ -228,6 +220,7 @@ class Kernel:
         channel = message.channel
         if channel == Channel.IOPUB:
             self._activity.observe(kind, body)
+            self._record.busy = self._activity.state == "busy"
         elif cut == 0:
             raise Malformed("no_identity")
         self._counters.from_guest += 1
@@ -240,13 +233,16 @@ class Kernel:
         try:
             self._resumed = self._record.begin(fifos.from_guest.stat(), resume=resume)
             remembered = self._record.remembered() if self._resumed else None
-            self._line = Line(self._reactor, self, self, fifos, remembered)
+            events = LineEvents(
+                self._link_opened, self._link_message, self._link_failed, self.endpoints.turn_over
+            )
+            self._line = Line(self._reactor, self, events, fifos, remembered)
         except OSError as exc:
             raise RequestError("fifo", f"cannot open the link: {exc}") from exc
         self._link_state, self._link_error = "opening", ""
         if self._resumed:
             self.guest.load(self._record.load_state())
-            self._activity.ready()
+            self._activity.resumed(busy=self._record.busy, known=self.guest.state == "ready")
             if self.guest.iopub_welcome:
                 self.endpoints.subscriptions.welcome_all()
             expected = self._record.subscribers

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torpor.bridge.protocol import Fifos
 from torpor.bridge.reactor import READ, WRITE, Owner, Reactor
@@ -21,7 +21,9 @@ from torpor.errors import LinkProtocolError
 from torpor.link import Channel, Link, Message, Opened, Role
 from torpor.link.fifo import FifoStream
 
-READ_BYTES = 524_288
+READ_BYTES = 262_144
+WRITE_BYTES = 524_288
+WRITE_BUFFERS = 1_024  # what ``data_to_send`` gives and ``os.writev`` takes at most
 MESSAGES_PER_TURN = 128
 SOFT_QUEUE_BYTES = 8 << 20  # beyond it no further message is taken from clients
 STDERR_KEPT_BYTES = 16_384
@@ -31,17 +33,14 @@ STDERR_REST_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class LineEvents(Protocol):
-    """Who is told what happens on a line."""
+@dataclass(frozen=True, slots=True)
+class LineEvents:
+    """Who is told what happens on a line. ``has_room``: at most once per turn, things moved."""
 
-    def link_opened(self, opened: Opened) -> None: ...
-
-    def link_message(self, message: Message) -> None: ...
-
-    def link_failed(self, reason: str) -> None: ...
-
-    def link_has_room(self) -> None:
-        """Messages were acknowledged or written; called at most once per turn."""
+    opened: Callable[[Opened], None]
+    message: Callable[[Message], None]
+    failed: Callable[[str], None]
+    has_room: Callable[[], None]
 
 
 class Line:
@@ -117,14 +116,17 @@ class Line:
         self._flush_is_due = False
         if self.closed or self._blocked:
             return
-        while buffers := self._link.data_to_send():
+        while buffers := self._link.data_to_send(WRITE_BYTES):
+            nbytes = sum(map(len, buffers))
             written = self._stream.write(buffers)
             self._link.sent(written)
-            if written < sum(map(len, buffers)):
+            if written < nbytes:
                 self._blocked = True
                 fd = self._stream.write_fileno()
                 self._reactor.watch(fd, WRITE, self._owner, self._writable)
                 return
+            if nbytes < WRITE_BYTES and len(buffers) < WRITE_BUFFERS:
+                return  # that was all there is
 
     def close(self) -> None:
         """Release the FIFOs; idempotent, and the stderr tail can still be read."""
@@ -158,16 +160,16 @@ class Line:
             if event is None:
                 break
             if isinstance(event, Message):
-                self._events.link_message(event)
+                self._events.message(event)
             else:
-                self._events.link_opened(event)
+                self._events.opened(event)
             if self.closed:
                 return
         else:
             self._backlog = True
             self._reactor.unwatch(self._stream.read_fileno())
             self._reactor.soon(self._owner, self._deliver_more)
-        self._events.link_has_room()
+        self._events.has_room()
         self._delivering = False
         self.flush()
 
@@ -182,11 +184,11 @@ class Line:
         self._reactor.unwatch(self._stream.write_fileno())
         self._blocked = False
         self.flush()
-        self._events.link_has_room()
+        self._events.has_room()
 
     def _fail(self, reason: str) -> None:
         self.close()
-        self._events.link_failed(reason)
+        self._events.failed(reason)
 
     def _stderr_readable(self) -> None:
         chunk = os.read(self._stderr_fd, self._stderr_allowance)

@@ -20,6 +20,7 @@ import errno
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import zmq
 
@@ -35,24 +36,27 @@ LARGE_PATIENCE_S = 5.0
 RETRY_S = 0.005
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all endpoints of one kernel share. ``finished``: a message was sent, or dropped for good."""
+
+    reactor: Reactor
+    owner: Owner
+    counters: Counters
+    in_flight: InFlight
+    finished: Callable[[Message], None]
+
+
 class Outlet:
     """One endpoint's sending side. Subclasses say what a full or unknown receiver means."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        owner: Owner,
-        socket: Socket,
-        counters: Counters,
-        in_flight: InFlight,
-        finished: Callable[[Message], None],
-    ) -> None:
-        self._reactor = reactor
-        self._owner = owner
+    def __init__(self, shared: Shared, socket: Socket) -> None:
+        self._reactor = shared.reactor
+        self._owner = shared.owner
+        self._counters = shared.counters
+        self._in_flight = shared.in_flight
+        self._finished = shared.finished
         self._socket = socket
-        self._counters = counters
-        self._in_flight = in_flight
-        self._finished = finished
         self._held: deque[tuple[Sequence[Part], Message]] = deque()
         self._held_since = 0.0
         self._ticking = False
@@ -146,16 +150,8 @@ class Outlet:
 class ReplyOutlet(Outlet):
     """Replies and input requests: a ROUTER, every message has one receiver, by identity."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        owner: Owner,
-        socket: Socket,
-        counters: Counters,
-        in_flight: InFlight,
-        finished: Callable[[Message], None],
-    ) -> None:
-        super().__init__(reactor, owner, socket, counters, in_flight, finished)
+    def __init__(self, shared: Shared, socket: Socket) -> None:
+        super().__init__(shared, socket)
         self._stuck: set[bytes] = set()
         self._expect_until = 0.0
 

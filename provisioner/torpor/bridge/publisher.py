@@ -8,10 +8,8 @@ import uuid
 
 import zmq
 
-from torpor.bridge.counters import Counters
 from torpor.bridge.messages import Malformed, welcome_message
-from torpor.bridge.outlet import PublishOutlet
-from torpor.bridge.reactor import Owner, Reactor
+from torpor.bridge.outlet import PublishOutlet, Shared
 from torpor.bridge.record import Record
 from torpor.bridge.signing import Signer
 from torpor.bridge.sockets import Socket, readable, receive, send
@@ -30,21 +28,14 @@ class Subscriptions:
     """
 
     def __init__(
-        self,
-        reactor: Reactor,
-        owner: Owner,
-        socket: Socket,
-        outlet: PublishOutlet,
-        signer: Signer,
-        counters: Counters,
-        record: Record,
+        self, shared: Shared, socket: Socket, outlet: PublishOutlet, signer: Signer, record: Record
     ) -> None:
-        self._reactor = reactor
-        self._owner = owner
+        self._reactor = shared.reactor
+        self._owner = shared.owner
+        self._counters = shared.counters
         self._socket = socket
         self._outlet = outlet
         self._signer = signer
-        self._counters = counters
         self._record = record
         self._session = str(uuid.uuid4())
         self._topics: dict[bytes, int] = {}

@@ -7,7 +7,7 @@ messages again; the marks say which. The *state* is what the guest told once and
 
 Marks file, native byte order (it never leaves the machine)::
 
-    u64 magic | u64 device and inode of the FIFO from the guest | u64 next[5] | u64 subscribers
+    u64 magic | u64 device and inode of the FIFO from the guest | u64 next[5] | u64 subscribers | u64 busy
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torpor.link import Channel
 
 _MAGIC = 0x544F52504D524B31
 _FIFO, _NEXT, _SUBSCRIBERS = 1, 2, 2 + len(Channel)
-_WORDS = _SUBSCRIBERS + 1
+_BUSY = _SUBSCRIBERS + 1
+_WORDS = _BUSY + 1
 
 
 class Record:
@@ -71,6 +72,15 @@ class Record:
     @subscribers.setter
     def subscribers(self, count: int) -> None:
         self._words[_SUBSCRIBERS] = max(0, count)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the kernel last said that it was busy."""
+        return bool(self._words[_BUSY])
+
+    @busy.setter
+    def busy(self, busy: bool) -> None:
+        self._words[_BUSY] = busy
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the recorded state, whole or not at all."""

@@ -145,6 +145,7 @@ async def test_a_cell_goes_on_when_the_bridge_is_killed_under_it(world: World) -
     await asyncio.sleep(0.7)
     await kill_bridge(world)
     await resume(world)
+    assert (await world.bridge.call("status", kernel_id="k1"))["execution_state"] == "busy"
     reply = await asyncio.wait_for(running, 30)
     assert reply["content"]["status"] == "ok"
     assert found == sorted(set(found), key=int)
