@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
         print(f"torpor guest: {exc}", file=sys.stderr, flush=True)
         sys.exit(_EXIT_BAD_BOOT)
     harden(reap_orphans=os.getpid() != 1)
-    folder = f"/tmp/.torpor-{os.urandom(8).hex()}"
+    folder = _private_folder(argv[1])
     launched: Launched | SpawnError | None = None
     if boot.start is not None:
         try:
@@ -40,6 +40,13 @@ def _read_boot(argv: list[str]) -> Boot:
         raise BootError("usage: torpor_guest boot.json")
     with open(argv[1], encoding="utf-8") as file:
         return parse_boot(file.read())
+
+
+def _private_folder(boot_path: str) -> str:
+    """Name a new folder for connection files: beside boot.json, whose owner cleans up, if possible."""
+    beside = os.path.dirname(os.path.abspath(boot_path))
+    place = beside if os.access(beside, os.W_OK | os.X_OK) else "/tmp"
+    return f"{place}/.torpor-{os.urandom(8).hex()}"
 
 
 def _remove(folder: str) -> None:
