@@ -339,6 +339,16 @@ def test_messages_queued_before_the_session_go_when_it_opens() -> None:
     assert [body(m) for m in messages(host)] == [(b"early too",)]
 
 
+def test_a_guest_falls_silent_when_the_host_begins_again() -> None:
+    """The rest of a frame, or of an answer to a dead host, would only fill the FIFO."""
+    _, guest = open_pair(ROOMY)
+    guest.send(IOPUB, [bytes(1000)])
+    take(guest, exactly=100)
+    assert guest.data_to_send()
+    guest.receive_data(bytes(ROOMY.max_frame_bytes))
+    assert guest.data_to_send() == []
+
+
 def test_a_held_window_is_given_less_credit_in_the_next_session() -> None:
     """Or else each new session would let the peer fill another window."""
     host, guest = open_pair()
