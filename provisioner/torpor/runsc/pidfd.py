@@ -11,17 +11,23 @@ from pathlib import Path
 
 _STATE_FIELD = 0
 _START_FIELD = 19
-_GONE = ("Z", "X", "x")
+_GONE = ("Z", "X", "x", "")
 
 
 def start_ticks(pid: int) -> int | None:
     """Give when ``pid`` started, in clock ticks since boot; None when it is gone or a zombie."""
+    state, started = _seen(pid)
+    return None if state in _GONE else started
+
+
+def _seen(pid: int) -> tuple[str, int | None]:
+    """Give state and start of ``pid``, a zombie's too; "" and None for none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (OSError, UnicodeDecodeError):
-        return None
+        return "", None
     fields = text.rpartition(")")[2].split()  # the name before may hold anything
-    return None if fields[_STATE_FIELD] in _GONE else int(fields[_START_FIELD])
+    return fields[_STATE_FIELD], int(fields[_START_FIELD])
 
 
 async def ended(pid: int, started: int) -> int | None:
@@ -30,19 +36,19 @@ async def ended(pid: int, started: int) -> int | None:
     Only a parent learns it, and only once. Cancelling leaves nothing behind.
     """
     fd = _open(pid, started)
-    if fd is None:
-        return None
-    try:
-        await _readable(fd)
-    finally:
-        os.close(fd)
-    return reap(pid)
+    if fd is not None:
+        try:
+            await _readable(fd)
+        finally:
+            os.close(fd)
+    return _reap_same(pid, started)
 
 
 async def kill(pid: int, started: int, *, within_s: float) -> bool:
     """Kill that very process and wait until it is gone; False when it was not in ``within_s``."""
     fd = _open(pid, started)
     if fd is None:
+        _reap_same(pid, started)
         return True
     try:
         with suppress(ProcessLookupError):
@@ -53,7 +59,7 @@ async def kill(pid: int, started: int, *, within_s: float) -> bool:
         return False
     finally:
         os.close(fd)
-    reap(pid)
+    _reap_same(pid, started)
     return True
 
 
@@ -87,9 +93,12 @@ def _open(pid: int, started: int) -> int | None:
     # Only now does the pid surely stay the same process's.
     if start_ticks(pid) != started:
         os.close(fd)
-        reap(pid)
         return None
     return fd
+
+
+def _reap_same(pid: int, started: int) -> int | None:
+    return reap(pid) if _seen(pid)[1] == started else None
 
 
 async def _readable(fd: int) -> None:

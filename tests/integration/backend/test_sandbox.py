@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from torpor.backends.local_slots import FIRST_UID
+from torpor.runsc.launcher import syscalls
 from torpor.template import MIB, Template, WorkspaceMode
 
 from tests.integration.backend.world import LocalSubject, Sandbox, running
@@ -263,3 +264,52 @@ def _fake_venv(folder: Path) -> Path:
     (folder / "bin/python").symlink_to(base)
     (folder / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
     return folder
+
+
+async def test_set_uid_programs_cannot_be_left_in_the_workspace(
+    subject: LocalSubject, workspace: Path
+) -> None:
+    async with running(subject, subject.spec(workspace=workspace)) as sandbox:
+        await sandbox.run("os.umask(0)")
+        path = str(workspace / "data.txt")
+        for mode in (0o4755, 0o2755, 0o6755):
+            new = f"{path}-{mode}"
+            for call in (
+                f"os.chmod({path!r}, {mode})",  # gVisor keeps the host's refusal to itself
+                f"os.mkdir({new + 'd'!r}, {mode})",
+                f"os.mkfifo({new + 'f'!r}, {mode})",
+                f"os.open({new!r}, os.O_CREAT | os.O_WRONLY, {mode})",
+                f"os.chmod({new!r}, {mode})",
+            ):
+                await sandbox.run(f"try: {call}\nexcept OSError: pass")
+        await sandbox.run(f"os.chmod({path!r}, 0o1755)")
+        modes = {each.name: each.lstat().st_mode for each in workspace.iterdir()}
+        assert modes["data.txt"] & 0o7777 == 0o1755
+        assert not [name for name, mode in modes.items() if mode & 0o6000]
+        # In private folders it would be of no use to anybody.
+        await sandbox.run("open('/tmp/own', 'w').close(); os.chmod('/tmp/own', 0o4755)")
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can mount an overlay, and needs owners mapped")
+async def test_workspace_whose_owner_cannot_be_mapped_is_read_only(
+    subject: LocalSubject, workspace: Path
+) -> None:
+    folders = [subject.folder / name for name in ("upper", "lower")]
+    for each in (*folders, subject.folder / "scratch"):
+        each.mkdir()
+    options = f"lowerdir={folders[1]},upperdir={folders[0]},workdir={subject.folder}/scratch"
+    syscalls.mount("overlay", str(workspace), "overlay", 0, options)
+    try:
+        (workspace / "seen.txt").write_text("yes")
+        spec = subject.spec(workspace=workspace)
+        async with running(subject, spec, alone=False) as sandbox:
+            assert sandbox.handle.workspace_mode == "ro"
+            assert "cannot map owners" in sandbox.handle.workspace_reason
+            seen = f"answer = open({str(workspace / 'seen.txt')!r}).read()"
+            assert await sandbox.run(seen) == "yes"
+            await _refused(
+                sandbox, WRITE.format(path=str(workspace / "new")), "Permission|Read-only"
+            )
+    finally:
+        syscalls.unmount(str(workspace))
+    assert subject.leftovers() == []

@@ -40,6 +40,8 @@ async def test_zombies_are_gone(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert pidfd.start_ticks(child.pid) is None
+    assert await pidfd.ended(child.pid, started + 1) is None
+    assert await pidfd.ended(child.pid, started) == -signal.SIGKILL
     assert await pidfd.ended(child.pid, started) is None
     with pytest.raises(ChildProcessError):
         os.waitpid(child.pid, os.WNOHANG)

@@ -7,6 +7,7 @@ import os
 import resource
 
 from torpor.runsc.launcher import syscalls as sys_
+from torpor.runsc.launcher.seccomp import forbid_set_id_files
 from torpor.runsc.launcher.tree import Tree
 
 TYPE_CHECKING = False
@@ -129,6 +130,7 @@ def _become_powerless(owner: tuple[int, int] | None) -> None:
     flags = sys_.MS_REMOUNT | sys_.MS_BIND | sys_.MS_RDONLY | sys_.MS_NOSUID | sys_.MS_NODEV
     sys_.mount(None, "/", None, flags)
     sys_.set_no_new_privileges()
+    forbid_set_id_files()
 
 
 def _map_ids(uid: int, gid: int) -> None:
