@@ -33,16 +33,19 @@ def sandbox_failure(reason: str, guest_stderr: str) -> LaunchError:
     )
 
 
-def timed_out(kernel_name: str, limit_s: float, *, queued: bool, stderr: str) -> LaunchTimeout:
-    """Say that the start timeout has passed, and where the time went."""
-    if queued:
-        return LaunchTimeout(
-            f"kernel {kernel_name!r} was still waiting for its turn after {limit_s:g} s",
-            hint="many kernels are starting at once; try again",
-        )
+def never_its_turn(kernel_name: str, limit_s: float) -> LaunchTimeout:
+    """Say that the start timeout has passed while other kernels were starting."""
     return LaunchTimeout(
-        f"kernel {kernel_name!r} was not ready in {limit_s:g} s"
-        + _quoted("its last output", stderr),
+        f"kernel {kernel_name!r} was still waiting for its turn after {limit_s:g} s",
+        hint="many kernels are starting at once; try again",
+    )
+
+
+def timed_out(kernel_name: str, limit_s: float, *, stderr: str) -> LaunchTimeout:
+    """Say that the start timeout has passed, and what the kernel printed meanwhile."""
+    text = f"kernel {kernel_name!r} was not ready in {limit_s:g} s"
+    return LaunchTimeout(
+        text + _quoted("its last output", stderr),
         hint="start_timeout_s of the template is the limit",
     )
 

@@ -29,6 +29,8 @@ class GuestState:
     exit_code: int | None = None
     failure: str = ""
     """Why it never answered, readable."""
+    timed_out: bool = False
+    """It never answered because its time was over."""
     stderr_tail: str = ""
     link_error: str | None = None
     """Set once the link has failed for good: the guest broke the protocol."""
@@ -62,7 +64,14 @@ def after_event(state: GuestState, body: Mapping[str, Any]) -> GuestState:
     exit_code = _number(body.get("exit_code"))
     tail = _text(body.get("stderr_tail"))
     if name == "ready":
-        return replace(state, phase=Phase.READY, generation=generation, exit_code=None, failure="")
+        return replace(
+            state,
+            phase=Phase.READY,
+            generation=generation,
+            exit_code=None,
+            failure="",
+            timed_out=False,
+        )
     if name == "failed":
         return replace(
             state,
@@ -70,6 +79,7 @@ def after_event(state: GuestState, body: Mapping[str, Any]) -> GuestState:
             generation=generation,
             exit_code=exit_code,
             failure=_text(body.get("message")) or "no reason given",
+            timed_out=body.get("reason") == "timeout",
             stderr_tail=tail,
         )
     return replace(
@@ -86,13 +96,14 @@ def after_status(state: GuestState, status: Mapping[str, Any]) -> GuestState:
     if phase is Phase.UNKNOWN:
         return state
     failure = status.get("failure")
-    if isinstance(failure, Mapping):
-        failure = failure.get("message")
+    if not isinstance(failure, Mapping):
+        failure = {}
     return GuestState(
         phase=phase,
         generation=generation,
         exit_code=_number(status.get("exit_code")),
-        failure=_text(failure),
+        failure=_text(failure.get("message")),
+        timed_out=failure.get("reason") == "timeout",
         stderr_tail=_text(status.get("stderr_tail")),
         link_error=status.get("link_error") if status.get("link") == "failed" else None,
     )

@@ -1,8 +1,8 @@
 """Start a kernel: steps that allocate, each with its undo registered before it.
 
-    first launch      remember -> prepare -> bind endpoints -> start sandbox -> kernel answers ->
-    live new sandbox       the same for a lost kernel, whose endpoints stay bound throughout new
-    process       in the sandbox that lives: the guest replaces the kernel, files stay
+    first launch  remember, prepare, start the sandbox, bind endpoints, kernel answers, live
+    new sandbox   the same for a lost kernel, whose endpoints stay bound throughout
+    new process   in the sandbox that lives: the guest replaces the kernel, files stay
 
 The whole has one deadline, waiting for a turn included. If it fails, times out or is cancelled, at
 whatever step, everything is undone before the error is delivered.
@@ -23,7 +23,7 @@ from typing import Any
 from torpor.api import LaunchRequest
 from torpor.backends.base import Handle, SandboxSpec
 from torpor.bridge.client import BridgeRefused
-from torpor.daemon.failures import guest_failure, sandbox_failure, timed_out
+from torpor.daemon.failures import guest_failure, never_its_turn, sandbox_failure, timed_out
 from torpor.daemon.guest_state import GuestState, Phase
 from torpor.daemon.ipc_links import choose_ports, make_links, private_endpoints
 from torpor.daemon.kernel import Kernel
@@ -46,6 +46,11 @@ class Plan:
 
     request: LaunchRequest
     template: Template
+
+    @property
+    def name(self) -> str:
+        """What to call the kernel in an error."""
+        return self.request.kernel_name or self.request.argv[0]
 
     @property
     def limit_s(self) -> float:
@@ -115,8 +120,9 @@ class Launcher:
             stderr = "" if queued else await _finish(self._stderr(kernel), default="")
             await _finish(undo.aclose(), default=None)
             if deadline.expired() and isinstance(exc, TimeoutError):
-                name = plan.request.kernel_name or plan.request.argv[0]
-                raise timed_out(name, plan.limit_s, queued=queued, stderr=stderr) from exc
+                if queued:
+                    raise never_its_turn(plan.name, plan.limit_s) from exc
+                raise timed_out(plan.name, plan.limit_s, stderr=stderr) from exc
             if isinstance(exc, BridgeRefused):
                 raise LaunchError(f"the bridge refused: {exc}") from exc
             if isinstance(exc, SandboxError) or not isinstance(exc, Exception):
@@ -141,11 +147,12 @@ class Launcher:
         spec = sandbox_spec(kernel, sandbox, plan, _left_s(ends_at))
         await parts.backend.prepare(spec)
         kernel.guest, kernel.sandbox_end = GuestState(phase=Phase.STARTING), None
-        row = await bind(kernel, sandbox)
+        # The sandbox boots while the endpoints are bound (and, at first, the bridge is started).
         handle = await parts.backend.start(spec)
         sandbox = replace(sandbox, handle=handle.to_json())
         parts.registry.put_sandbox(sandbox)
         self._watch(kernel, sandbox, handle)
+        row = await bind(kernel, sandbox)
         await self._ready(kernel, plan, 1)
         row = replace(row, status=Status.LIVE, sandbox_id=sandbox_id, reason=None)
         parts.registry.put_kernel(row)
@@ -198,6 +205,8 @@ class Launcher:
         await kernel.until(decided)
         if kernel.sandbox_end is not None:
             raise sandbox_failure(kernel.sandbox_end, await self._stderr(kernel))
+        if kernel.guest.timed_out:
+            raise timed_out(plan.name, plan.limit_s, stderr=kernel.guest.stderr_tail)
         if kernel.guest.phase is not Phase.READY or kernel.guest.link_error:
             raise guest_failure(kernel.guest, plan.request.argv)
 

@@ -1,4 +1,4 @@
-from torpor.daemon.failures import guest_failure, sandbox_failure, timed_out
+from torpor.daemon.failures import guest_failure, never_its_turn, sandbox_failure, timed_out
 from torpor.daemon.guest_state import GuestState, Phase, after_event, after_status
 
 READY = {"event": "ready", "generation": 1, "pid": 7}
@@ -59,5 +59,13 @@ def test_failures_say_what_happened():
     assert "ended at once" in str(guest_failure(GuestState(Phase.EXITED, 1, 0), ["p"]))
     text = str(sandbox_failure("out of memory (limit 1.0 GiB)", ""))
     assert "out of memory" in text
-    assert "turn" in str(timed_out("py", 3, queued=True, stderr=""))
-    assert "was not ready in 3 s" in str(timed_out("py", 3, queued=False, stderr="x"))
+    assert "turn" in str(never_its_turn("py", 3))
+    assert "was not ready in 3 s" in str(timed_out("py", 3, stderr="x"))
+
+
+def test_a_guest_that_gave_up_waiting():
+    body = {"event": "failed", "generation": 1, "reason": "timeout", "message": "no ports"}
+    assert after_event(GuestState(), body).timed_out
+    status = {"guest": "failed", "generation": 1, "failure": {"reason": "timeout", "message": "m"}}
+    assert after_status(GuestState(), status).timed_out
+    assert not after_event(after_event(GuestState(), body), {**READY, "generation": 2}).timed_out
