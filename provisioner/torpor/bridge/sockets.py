@@ -7,9 +7,10 @@ a Jupyter message; the backend methods they end in cost 1.5 and 4, so those are 
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import socket as unix
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ MAX_MESSAGE_BYTES = 1 << 30
 SHARE_BYTES = 8_192  # below this a copy is cheaper than pyzmq's bookkeeping for a shared frame
 QUEUED_MESSAGES = 10_000  # for each client and endpoint; ``inflight`` bounds the bytes
 UNREAD_MESSAGES = 16  # from each client; more stay in the client, which is told by back-pressure
+FREE_WITHIN_S = 0.5
+FREE_POLL_S = 0.000_5
 STUCK_AFTER_MS = 60_000  # a TCP client whose receive window stays shut this long is disconnected
 
 _DONTWAIT = int(zmq.DONTWAIT)
@@ -65,15 +68,35 @@ def open_sockets(
 
 
 def close_sockets(
-    sockets: Iterable[Socket], client: ClientSide, ports: dict[str, int], linger_ms: int = 0
+    sockets: Iterable[Socket], client: ClientSide, ports: Mapping[str, int], linger_ms: int = 0
 ) -> None:
-    """Close, giving libzmq ``linger_ms`` to send what it holds, and unlink ipc files."""
+    """Close, giving libzmq ``linger_ms`` to send what it holds, and make the addresses free.
+
+    libzmq stops listening in its own thread, within a millisecond or so; that is waited for, as
+    somebody may bind the same addresses at once, and libzmq would then unlink *their* ipc files.
+    """
     for socket in sockets:
         socket.close(linger_ms)
+    deadline = time.monotonic() + FREE_WITHIN_S
+    for channel, port in ports.items():
+        address = client.address(channel, port)
+        while not _is_free(client, port) and time.monotonic() < deadline:
+            time.sleep(FREE_POLL_S)
+        if client.transport == "ipc":
+            Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+
+
+def _is_free(client: ClientSide, port: int) -> bool:
     if client.transport == "ipc":
-        for channel, port in ports.items():
-            with contextlib.suppress(OSError):
-                Path(client.address(channel, port)[len("ipc://") :]).unlink()
+        return not Path(f"{client.ip}-{port}").exists()
+    family = unix.AF_INET6 if ":" in client.ip else unix.AF_INET
+    with unix.socket(family, unix.SOCK_STREAM) as probe:
+        probe.setsockopt(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("" if client.ip == "*" else client.ip, port))
+        except OSError as exc:
+            return exc.errno != errno.EADDRINUSE
+    return True
 
 
 def _configured(context: zmq.Context[Socket], channel: str, client: ClientSide) -> Socket:

@@ -162,13 +162,21 @@ async def test_open_is_all_or_nothing(world: World, tmp_path: Path) -> None:
     assert sorted(path.name for path in (world.paths.runtime / "bridge").iterdir()) == ["k1.marks"]
 
 
-async def test_ports_can_be_taken_again_at_once(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+async def test_addresses_can_be_taken_again_at_once(
+    world: World, tmp_path: Path, transport: str
+) -> None:
     guest = Standin(tmp_path / "guest")
     world.sandboxes.append(guest)  # type: ignore[arg-type]
-    request = {"kernel_id": "k1", "client": client_side(), "guest_key": GUEST_KEY, **guest.fifos}
-    for _ in range(10):
+    ip = str(tmp_path / "s") if transport == "ipc" else "127.0.0.1"
+    client = client_side(transport=transport, ip=ip)
+    request = {"kernel_id": "k1", "client": client, "guest_key": GUEST_KEY, **guest.fifos}
+    for turn in range(30):
         opened = await world.bridge.call("open", **request)
-        request["client"]["ports"] = opened["ports"]
+        client["ports"] = opened["ports"]
+        if transport == "ipc":
+            await asyncio.sleep(0.01)
+            assert len(list(tmp_path.glob("s-*"))) == 5, turn
         await world.bridge.call("close", kernel_id="k1")
 
 
