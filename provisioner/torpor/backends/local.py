@@ -252,14 +252,17 @@ def make_local_backend(
     ``private`` are Torpor's state, runtime, data and configuration folders; ``home`` and
     ``search_path`` (``PATH``) are the caller's. ``guest`` is the installed one unless given.
     """
-    superuser = os.geteuid() == 0 and has_every_uid(Path("/proc/self/uid_map").read_text())
-    full = superuser and _has_root_rights(Path("/proc/self/status").read_text())
+    full = (
+        os.geteuid() == 0
+        and has_every_uid(Path("/proc/self/uid_map").read_text())
+        and _has_root_rights(Path("/proc/self/status").read_text())
+    )
     return LocalBackend(
         runsc=runsc.resolve(),
         runsc_build=runsc_build,
         guest=guest or installed_guest(),
         user=User.current(home, search_path),
-        cgroups=find_cgroups(superuser=superuser),
+        cgroups=find_cgroups(uid=os.geteuid()),
         slots=UidSlots(slots_folder, FIRST_UID, UIDS) if full else None,
         private=tuple(str(each) for each in private),
     )

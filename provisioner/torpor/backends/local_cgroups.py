@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from torpor.runsc import pidfd
 from torpor.template import Template
 
 _NAME = "torpor-"
@@ -110,9 +111,10 @@ def oom_kills(folders: Sequence[str]) -> int:
 async def remove(folders: Sequence[str], *, tries: int = _EMPTY_TRIES) -> list[str]:
     """Kill what is left in these groups and remove them; give those that would not go away."""
     stuck = []
+    killed: set[int] = set()
     for folder in folders:
         for _ in range(tries):
-            _kill_all(folder)
+            killed |= _kill_all(folder)
             try:
                 os.rmdir(folder)
             except FileNotFoundError:
@@ -123,22 +125,26 @@ async def remove(folders: Sequence[str], *, tries: int = _EMPTY_TRIES) -> list[s
                 break
         else:
             stuck.append(folder)
+    for pid in killed:
+        pidfd.reap(pid)
     return stuck
 
 
-def _kill_all(folder: str) -> None:
+def _kill_all(folder: str) -> set[int]:
+    # 0 is a process of a pid namespace that this one cannot see.
+    pids = {int(pid) for pid in _read(f"{folder}/cgroup.procs").split()} - {0, os.getpid()}
     with suppress(OSError):
         _write(f"{folder}/cgroup.kill", "1")
-    for pid in _read(f"{folder}/cgroup.procs").split():
-        if pid not in ("0", str(os.getpid())):
-            with suppress(OSError):
-                os.kill(int(pid), signal.SIGKILL)
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    return pids
 
 
-def find_cgroups(root: Path = Path("/"), *, superuser: bool) -> Cgroups:
+def find_cgroups(root: Path = Path("/"), *, uid: int) -> Cgroups:
     """Look where this process may make groups; version 1 and 2 may be mounted side by side.
 
-    ``root`` is where ``proc`` and ``sys`` are looked for (for tests).
+    ``uid`` is this process's. ``root`` is where ``proc`` and ``sys`` are looked for (for tests).
     """
     own = _own_groups(_read(f"{root}/proc/self/cgroup"))
     mounts = _cgroup_mounts(_read(f"{root}/proc/self/mountinfo"))
@@ -153,36 +159,51 @@ def find_cgroups(root: Path = Path("/"), *, superuser: bool) -> Cgroups:
             found.append(Hierarchy(1, base, (controller,)))
             missing.remove(controller)
     if missing and "" in mounts and "" in own:
-        found += _unified(root, mounts[""], own[""], missing, superuser=superuser)
+        found += _unified(root, mounts[""], own[""], missing, uid=uid)
     return Cgroups(tuple(found))
 
 
 def _unified(
-    root: Path, place: tuple[str, str], group: str, wanted: Sequence[str], *, superuser: bool
+    root: Path, place: tuple[str, str], group: str, wanted: Sequence[str], *, uid: int
 ) -> list[Hierarchy]:
     """Find a version 2 group that may have limited children.
 
-    A group with processes cannot, except the root: so either the daemon's own group already hands
-    controllers down (it sits in the root, or was moved to a leaf), or root makes one beside the
-    others.
+    A group with processes of its own cannot. So: the daemon's group if it hands controllers down
+    already (the root of the tree may), the group above if it was delegated to this user (a systemd
+    unit with ``Delegate=yes`` and ``DelegateSubgroup=``), or one that root makes beside the others.
     """
-    bases = [_joined(root, place, group)]
-    if superuser:
+    own = _joined(root, place, group)
+    above = os.path.dirname(own)
+    bases = [own]
+    if uid == 0:
         bases.append(f"{str(root).rstrip('/')}{place[1]}/torpor")
+        with suppress(OSError):
+            os.makedirs(bases[-1], exist_ok=True)
+    elif _delegated(above, uid):
+        bases.append(above)
     for base in bases:
-        if base.endswith("/torpor"):
-            with suppress(OSError):
-                os.makedirs(base, exist_ok=True)
-                for each in wanted:
-                    _write(f"{base}/cgroup.subtree_control", f"+{each}")
-        if not os.access(base, os.W_OK):
-            continue
-        usable = tuple(
-            each for each in wanted if each in _read(f"{base}/cgroup.subtree_control").split()
-        )
-        if usable:
-            return [Hierarchy(2, base, usable)]
+        if base != own:
+            _hand_down(base, wanted)
+        usable = _read(f"{base}/cgroup.subtree_control").split()
+        chosen = tuple(each for each in wanted if each in usable)
+        if chosen and os.access(base, os.W_OK):
+            return [Hierarchy(2, base, chosen)]
     return []
+
+
+def _delegated(group: str, uid: int) -> bool:
+    """Tell whether ``group`` was given to this user, and is free of processes."""
+    try:
+        owner = os.stat(group).st_uid
+    except OSError:
+        return False
+    return owner == uid and not _read(f"{group}/cgroup.procs").split()
+
+
+def _hand_down(group: str, controllers: Sequence[str]) -> None:
+    for each in controllers:
+        with suppress(OSError):
+            _write(f"{group}/cgroup.subtree_control", f"+{each}")
 
 
 def _own_groups(text: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def _machine(root: Path, mounts: str, own: str, *folders: str) -> Path:
 def test_version_1_uses_each_controllers_own_group(tmp_path: Path) -> None:
     folders = ("memory/outer/me", "pids", "cpu,cpuacct/me", "unified")
     root = _machine(tmp_path, V1_MOUNTS, V1_OWN, *(f"sys/fs/cgroup/{each}" for each in folders))
-    found = find_cgroups(root, superuser=True)
+    found = find_cgroups(root, uid=0)
     base = f"{root}/sys/fs/cgroup"
     assert found.hierarchies == (
         Hierarchy(1, f"{base}/memory/outer/me", ("memory",)),
@@ -60,25 +61,41 @@ def test_version_2_uses_a_delegated_group(tmp_path: Path) -> None:
     root = _machine(tmp_path, V2_MOUNTS, f"0::/{own}\n", f"sys/fs/cgroup/{own}")
     base = root / "sys/fs/cgroup" / own
     (base / "cgroup.subtree_control").write_text("memory pids\n")
-    found = find_cgroups(root, superuser=False)
+    found = find_cgroups(root, uid=4242)
     assert found.hierarchies == (Hierarchy(2, str(base), ("memory", "pids")),)
+
+
+@pytest.mark.parametrize("procs", ["", "77\n"])
+def test_version_2_uses_an_empty_group_above_that_is_the_users(tmp_path: Path, procs: str) -> None:
+    own = "user.slice/torpor.service/daemon"
+    root = _machine(tmp_path, V2_MOUNTS, f"0::/{own}\n", f"sys/fs/cgroup/{own}")
+    above = (root / "sys/fs/cgroup" / own).parent
+    uid = os.geteuid() or 4242
+    os.chown(above, uid, -1)
+    (above / "cgroup.procs").write_text(procs)
+    # The kernel would answer "+pids" with all that are on; a file keeps the last one written.
+    (above / "cgroup.subtree_control").write_text("")
+    find_cgroups(root, uid=uid + 1)
+    assert (above / "cgroup.subtree_control").read_text() == ""
+    find_cgroups(root, uid=uid)
+    assert (above / "cgroup.subtree_control").read_text() == ("" if procs else "+cpu")
 
 
 def test_version_2_without_delegation_gives_none_to_users(tmp_path: Path) -> None:
     root = _machine(tmp_path, V2_MOUNTS, "0::/a\n", "sys/fs/cgroup/a")
-    assert find_cgroups(root, superuser=False).hierarchies == ()
+    assert find_cgroups(root, uid=4242).hierarchies == ()
 
 
 def test_version_2_lets_root_make_a_group_of_its_own(tmp_path: Path) -> None:
     root = _machine(tmp_path, V2_MOUNTS, "0::/a\n", "sys/fs/cgroup/a", "sys/fs/cgroup/torpor")
     # The kernel would answer "+cpu" with all that are on; a file keeps the last one written.
     (root / "sys/fs/cgroup/torpor/cgroup.subtree_control").write_text("")
-    found = find_cgroups(root, superuser=True)
+    found = find_cgroups(root, uid=0)
     assert [each.base for each in found.hierarchies] in ([], [f"{root}/sys/fs/cgroup/torpor"])
 
 
 def test_no_cgroups_at_all_is_fine(tmp_path: Path) -> None:
-    found = find_cgroups(tmp_path, superuser=True)
+    found = find_cgroups(tmp_path, uid=0)
     assert found == Cgroups(())
     assert found.folders("x") == ()
     assert found.make("x", Template()) == ()

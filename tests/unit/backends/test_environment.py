@@ -185,7 +185,7 @@ def test_programs_that_cannot_be_used(home: Path) -> None:
     for argv, said in (
         ((), "argv is empty"),
         (("",), "argv is empty"),
-        ((home / "missing",), "No such file"),
+        ((home / "missing",), "missing'"),
         (("no-such-program-anywhere",), "not found"),
         (("bin/python",), "not found"),
         ((text,), "not an executable file"),

@@ -82,7 +82,7 @@ def check_cgroups() -> Check:
     """Which limits does the host's kernel enforce on a whole sandbox."""
     from torpor.backends.local_cgroups import find_cgroups
 
-    have = find_cgroups(superuser=os.geteuid() == 0).controllers
+    have = find_cgroups(uid=os.geteuid()).controllers
     missing = [name for name in ("memory", "pids", "cpu") if name not in have]
     if not missing:
         return Check("cgroups", State.OK, "limits on memory, processes and CPU")
