@@ -67,6 +67,7 @@ class Line:
         self._backlog = False
         self._delivering = False
         self._flush_is_due = False
+        self._quiet_is_due = False
         self.closed = False
         self._stderr_tail = b""
         self._stderr_allowance = STDERR_BURST_BYTES
@@ -172,6 +173,19 @@ class Line:
         self._events.has_room()
         self._delivering = False
         self.flush()
+        if self._link.owes_acknowledgement and not self._quiet_is_due:
+            self._quiet_is_due = True
+            self._reactor.later(QUIET_S, self._owner, self._acknowledge_when_quiet)
+
+    def _acknowledge_when_quiet(self) -> None:
+        """Let the guest forget what was delivered, once nothing else carries the word to it.
+
+        Not after each message: every frame costs the guest a wake-up.
+        """
+        self._quiet_is_due = False
+        if not self.closed and self._link.owes_acknowledgement:
+            self._link.flush()
+            self.flush()
 
     def _deliver_more(self) -> None:
         if self.closed:

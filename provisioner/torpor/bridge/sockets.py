@@ -72,28 +72,26 @@ def close_sockets(
 ) -> None:
     """Close, giving libzmq ``linger_ms`` to send what it holds, and make the addresses free.
 
-    libzmq stops listening in its own thread, within a millisecond or so; that is waited for, as
-    somebody may bind the same addresses at once, and libzmq would then unlink *their* ipc files.
+    libzmq stops listening in its own thread, within a millisecond or so; for tcp that is waited for,
+    as somebody may bind the same ports at once. The files of ipc are ours to remove.
     """
     for socket in sockets:
         socket.close(linger_ms)
     deadline = time.monotonic() + FREE_WITHIN_S
     for channel, port in ports.items():
-        address = client.address(channel, port)
-        while not _is_free(client, port) and time.monotonic() < deadline:
-            time.sleep(FREE_POLL_S)
         if client.transport == "ipc":
-            Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+            Path(client.address(channel, port).removeprefix("ipc://")).unlink(missing_ok=True)
+            continue
+        while not _is_free(client.ip, port) and time.monotonic() < deadline:
+            time.sleep(FREE_POLL_S)
 
 
-def _is_free(client: ClientSide, port: int) -> bool:
-    if client.transport == "ipc":
-        return not Path(f"{client.ip}-{port}").exists()
-    family = unix.AF_INET6 if ":" in client.ip else unix.AF_INET
+def _is_free(ip: str, port: int) -> bool:
+    family = unix.AF_INET6 if ":" in ip else unix.AF_INET
     with unix.socket(family, unix.SOCK_STREAM) as probe:
         probe.setsockopt(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
         try:
-            probe.bind(("" if client.ip == "*" else client.ip, port))
+            probe.bind(("" if ip == "*" else ip, port))
         except OSError as exc:
             return exc.errno != errno.EADDRINUSE
     return True
