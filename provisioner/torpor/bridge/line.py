@@ -29,6 +29,7 @@ SOFT_QUEUE_BYTES = 8 << 20  # beyond it no further message is taken from clients
 STDERR_KEPT_BYTES = 16_384
 STDERR_BURST_BYTES = 65_536  # after so much from a guest that floods its stderr, it has to wait
 STDERR_REST_S = 1.0
+QUIET_S = 0.1  # owed acknowledgements go after so long, if no data took them along
 
 logger = logging.getLogger(__name__)
 
