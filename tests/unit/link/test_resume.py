@@ -6,9 +6,11 @@ import itertools
 import random
 
 import pytest
-from torpor.link import Channel, LinkProtocolError, LinkState
+from torpor.link import Channel, Limits, LinkProtocolError, LinkState
+from torpor.link.frames import HEADER
+from torpor.link.hello import MAGIC
 
-from tests.unit.link.pair import SMALL
+from tests.unit.link.pair import SMALL, everything, messages, open_pair, pump, take
 from tests.unit.link.world import End, Log, Return, World, joined
 
 RPC, CONTROL, SHELL, STDIN, IOPUB = Channel
@@ -261,3 +263,39 @@ def test_a_lost_acknowledgement_is_made_up_for_by_the_next_session() -> None:
     end.link.connect()
     world.run()
     assert world.guest.link.pending_bytes(IOPUB) == 0
+
+
+def test_a_greeting_tells_what_was_handled_so_nothing_more_is_owed() -> None:
+    host, guest = open_pair()
+    guest.send(IOPUB, [b"x"])
+    pump(host, guest)
+    assert len(messages(host)) == 1
+    assert host.owes_acknowledgement
+    host.connect()
+    pump(host, guest)
+    assert guest.pending_bytes(IOPUB) == 0
+    assert not host.owes_acknowledgement
+    host.flush()
+    assert everything(host) == b""
+
+
+def test_beginning_again_drops_what_was_not_written() -> None:
+    """The rest of a frame and an earlier greeting would only keep the guest busy."""
+    host, _ = open_pair()
+    host.send(SHELL, [b"x" * 200])
+    take(host, exactly=50)
+    for _ in range(3):
+        host.connect()
+    wire = everything(host)
+    blank = bytes(SMALL.max_frame_bytes + 2 * HEADER.size)
+    assert wire.startswith(blank + MAGIC)
+    assert wire.count(MAGIC) == 1
+    assert b"x" not in wire
+
+
+def test_never_more_buffers_than_writev_takes_when_many_frames_are_overtaken() -> None:
+    _, guest = open_pair(Limits())
+    for channel in (IOPUB, SHELL, CONTROL):
+        for _ in range(1500):
+            guest.send(channel, [b"x"])
+        assert 1000 <= len(guest.data_to_send()) <= 1024
