@@ -24,7 +24,7 @@ from torpor.backends.local_cgroups import Cgroups, find_cgroups
 from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
 from torpor.backends.local_layout import Layout
 from torpor.backends.local_slots import FIRST_UID, UIDS, UidSlots, has_every_uid
-from torpor.errors import LaunchError
+from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
 from torpor.runsc.plan import Machine
@@ -86,7 +86,7 @@ class LocalBackend:
         except BaseException as exc:
             if made:
                 layout.remove()
-            if isinstance(exc, OSError):
+            if isinstance(exc, OSError) and not isinstance(exc, SandboxError):
                 raise _machine_error(spec.directory, exc) from exc
             raise
 
@@ -100,7 +100,7 @@ class LocalBackend:
             return await self._start(spec, undo)
         except BaseException as exc:
             await _undone(undo, exc, spec.sandbox_id)
-            if isinstance(exc, OSError):
+            if isinstance(exc, OSError) and not isinstance(exc, SandboxError):
                 raise _machine_error(spec.directory, exc) from exc
             raise
 
@@ -123,6 +123,7 @@ class LocalBackend:
         layout.write_record(handle)
         await self.on_step("go")
         await spawned.go()
+        layout.plan.unlink(missing_ok=True)  # it holds the key and the environment
         return handle
 
     async def exited(self, handle: Handle) -> Exit:

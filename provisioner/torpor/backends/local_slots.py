@@ -1,8 +1,7 @@
 """Private host uids, one per sandbox, claimed so that no crash loses or doubles one.
 
 A slot is a file named after its uid whose text is the sandbox's directory. Creating it claims the
-uid. Whoever finds a slot whose directory is gone may take it over, so a slot needs no other
-upkeep.
+uid. A slot whose directory is gone is nobody's: whoever claims next removes it.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ class UidSlots:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._alone():
+                self._remove_stale()
                 uid = self.held_by(directory) or self._free_uid(sandbox_id)
                 if uid is not None:
                     _write_at_once(self.folder / str(uid), str(directory))
@@ -51,24 +51,29 @@ class UidSlots:
 
     def held_by(self, directory: Path) -> int | None:
         """Give the uid that ``directory`` holds."""
+        return next((uid for uid, holder in self._held() if holder == str(directory)), None)
+
+    def _held(self) -> Iterator[tuple[int, str]]:
+        """Yield every claimed uid and the directory that holds it."""
         try:
             names = os.listdir(self.folder)
         except OSError:
-            return None
+            return
         for name in names:
-            if name.isdigit() and self._holder(int(name)) == str(directory):
-                return int(name)
-        return None
+            with suppress(OSError, ValueError):
+                yield int(name), (self.folder / name).read_text()
+
+    def _remove_stale(self) -> None:
+        for uid, holder in self._held():
+            if not os.path.isdir(holder):
+                (self.folder / str(uid)).unlink(missing_ok=True)
 
     def _free_uid(self, sandbox_id: str) -> int | None:
+        taken = {uid for uid, _ in self._held()}
         # Start somewhere else each time, so that a uid is not reused soon.
         start = int.from_bytes(hashlib.sha256(sandbox_id.encode()).digest()[:8], "big")
-        for step in range(self.count):
-            uid = self.first + (start + step) % self.count
-            holder = self._holder(uid)
-            if holder is None or not os.path.isdir(holder):
-                return uid
-        return None
+        uids = (self.first + (start + step) % self.count for step in range(self.count))
+        return next((uid for uid in uids if uid not in taken), None)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -79,11 +84,6 @@ class UidSlots:
             yield
         finally:
             os.close(fd)
-
-    def _holder(self, uid: int) -> str | None:
-        with suppress(OSError, UnicodeDecodeError):
-            return (self.folder / str(uid)).read_text()
-        return None
 
 
 def _write_at_once(path: Path, text: str) -> None:

@@ -48,6 +48,7 @@ def test_a_slot_whose_sandbox_is_gone_is_taken_over(slots: UidSlots, tmp_path: P
     directories = [_directory(tmp_path, name) for name in "abc"]
     uids = [slots.claim(each.name, each) for each in directories]
     directories[1].rmdir()
+    (slots.folder / "stray").write_text("not a slot")
     assert slots.claim("d", _directory(tmp_path, "d")) == uids[1]
 
 
