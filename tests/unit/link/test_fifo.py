@@ -129,48 +129,57 @@ def test_100_mb_both_ways(fifos: Path, capsys: pytest.CaptureFixture[str]) -> No
     host.stream.close()
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_host_processes_killed_in_the_middle_of_everything(fifos: Path, seed: int) -> None:
-    """The next process goes on: nothing from the guest lost or repeated, nothing of a host torn."""
-    dice = random.Random(seed)
-    guest = Carrier(Role.GUEST, Link(Role.GUEST), fifos)
-    heard: list[tuple[int, int]] = []
-    sent = 0
+class TalkativeGuest:
+    """Sends numbered messages as long as they are taken, and notes what it hears."""
 
-    def hear(message: Message) -> None:
+    def __init__(self, fifos: Path) -> None:
+        self.carrier = Carrier(Role.GUEST, Link(Role.GUEST), fifos)
+        self.heard: list[tuple[int, int]] = []
+        self.sent = 0
+
+    def hear(self, message: Message) -> None:
         name, body = message.parts
         pid, number = map(int, bytes(name).split())
         assert len(body) == number % 7 * 40_000
         assert bytes(body) == b"s" * len(body)
-        heard.append((pid, number))
-        guest.link.acknowledge(message)
+        self.heard.append((pid, number))
+        self.carrier.link.acknowledge(message)
 
-    def live(turns: int) -> None:
-        nonlocal sent
+    def live(self, turns: int) -> None:
+        link = self.carrier.link
         for _ in range(turns):
-            while guest.link.pending_bytes(IOPUB) < 1 << 20:
-                guest.link.send(IOPUB, [b"%d" % sent, b"g" * (sent % 5 * 50_000)])
-                sent += 1
-            guest.turn(hear, 0.002)
+            while link.pending_bytes(IOPUB) < 1 << 20:
+                link.send(IOPUB, [b"%d" % self.sent, b"g" * (self.sent % 5 * 50_000)])
+                self.sent += 1
+            self.carrier.turn(self.hear, 0.002)
 
+    def hears(self, pid: int) -> bool:
+        self.live(1)
+        return bool(self.heard) and self.heard[-1][0] == pid
+
+    def is_done(self, fifos: Path) -> bool:
+        self.carrier.turn(self.hear, 0.01)
+        return len(handled_lines(fifos)) >= self.sent
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_host_processes_killed_in_the_middle_of_everything(fifos: Path, seed: int) -> None:
+    """The next process goes on: nothing from the guest lost or repeated, nothing of a host torn."""
+    dice = random.Random(seed)
+    guest = TalkativeGuest(fifos)
     pids = []
     for _ in range(4):
         with process("collector", fifos) as child:
             pids.append(child.pid)
-            until(lambda: bool(live(1)) or (bool(heard) and heard[-1][0] == pids[-1]), 20)
-            live(dice.randrange(60))
+            until(lambda: guest.hears(pids[-1]), 20)
+            guest.live(dice.randrange(60))
             child.send_signal(signal.SIGKILL)
-        live(dice.randrange(20))  # the guest does not know, and writes until the FIFO is full
+        guest.live(dice.randrange(20))  # it does not know, and writes until the FIFO is full
     with process("collector", fifos):
-
-        def all_handled() -> bool:
-            guest.turn(hear, 0.01)
-            return len(handled_lines(fifos)) >= sent
-
-        until(all_handled, 20)
-    assert handled_lines(fifos) == [str(number) for number in range(sent)]
+        until(lambda: guest.is_done(fifos), 20)
+    assert handled_lines(fifos) == [str(number) for number in range(guest.sent)]
     for pid in pids:
-        numbers = [number for process, number in heard if process == pid]
+        numbers = [number for process, number in guest.heard if process == pid]
         assert numbers == list(range(len(numbers)))
         assert numbers
-    guest.stream.close()
+    guest.carrier.stream.close()
