@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torpor.errors import ConfigError
+from torpor.errors import ConfigError, ProgramNotFound
 from torpor.python_prefix import (
     base_folders,
     editable_folders,
@@ -79,7 +79,8 @@ def find_environment(
     the ``PATH`` for an ``argv[0]`` without a slash, ``python_path`` an explicit ``PYTHONPATH``.
 
     Raises:
-        ConfigError: ``argv[0]`` does not exist, is not executable, or would not be visible.
+        ProgramNotFound: ``argv[0]`` does not exist.
+        ConfigError: it is not executable, or would not be visible.
     """
     executable = _executable(argv, search_path)
     finder = _Finder(frozenset(os.path.realpath(each) for each in homes if each not in ("", "/")))
@@ -155,11 +156,12 @@ def _executable(argv: Sequence[str], search_path: str) -> str:
     name = argv[0]
     found = shutil.which(name, path=search_path) if "/" not in name else name
     if found is None or not os.path.isabs(found):
-        raise ConfigError(f"the kernel's program {name!r} was not found on the PATH", hint=hint)
+        raise ProgramNotFound(f"the kernel's program {name!r} was not found on the PATH", hint=hint)
     try:
         mode = os.stat(found).st_mode
     except OSError as exc:
-        raise ConfigError(
+        error = ProgramNotFound if isinstance(exc, FileNotFoundError) else ConfigError
+        raise error(
             f"the kernel's program {name!r} cannot be used: {exc.strerror}", hint=hint
         ) from exc
     if not stat.S_ISREG(mode) or not os.access(found, os.X_OK):

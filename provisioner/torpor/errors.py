@@ -10,6 +10,7 @@ A class exists only where some caller acts differently. On the wire an error is:
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -40,6 +41,16 @@ class ConfigError(SandboxError):
 
     code = "config"
     http_status = 400
+
+
+class ProgramNotFound(ConfigError, FileNotFoundError):
+    """The kernel's program does not exist; jupyter_client's callers know a FileNotFoundError."""
+
+    code = "no_program"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno.ENOENT
 
 
 class LaunchError(SandboxError):
@@ -86,6 +97,7 @@ class VersionMismatch(SandboxError):
 
 _CLASSES: tuple[type[SandboxError], ...] = (
     ConfigError,
+    ProgramNotFound,
     LaunchError,
     LaunchTimeout,
     SandboxGone,

@@ -19,16 +19,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import zmq
 from jupyter_client.connect import KernelConnectionInfo
-from jupyter_client.localinterfaces import is_local_ip, local_ips
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Unicode
 
-from torpor.api import CHANNELS, Endpoints, LaunchRequest
+from torpor.api import LaunchRequest
 from torpor.client import Client
 from torpor.config import process_environment, user_paths
+from torpor.connection import Connection
 from torpor.errors import BackendUnavailable, ConfigError, SandboxGone
+from torpor.http_errors import shown_by_servers
 from torpor.kernel_request import choose_workspace, explicit_env, kernel_argv, within
 from torpor.lifecycle import run_to_end
 
@@ -49,6 +49,7 @@ class TorporProvisioner(KernelProvisionerBase):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.connection_info: KernelConnectionInfo = {}  # the base's is one for all instances
+        self._connection = Connection(self.parent)
         self._client = Client(user_paths())
         self._running = False
         self._held = ""
@@ -62,10 +63,14 @@ class TorporProvisioner(KernelProvisionerBase):
         return self._running
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Work out command and environment. Nothing is allocated, no connection file written."""
+        """Work out command and environment, and write the connection file. Twice is fine.
+
+        Raises:
+            ConfigError: the manager's address is none of this machine's.
+        """
+        with shown_by_servers():
+            self._connection.prepare(kwargs.pop("transport_encryption", None))
         km = self.parent
-        if km is not None:
-            self._prepare_transport(km, kwargs.pop("transport_encryption", None))
         extra = kwargs.pop("extra_arguments", [])
         fields: dict[str, Any] = {"prefix": sys.prefix}
         if km is not None:
@@ -75,7 +80,11 @@ class TorporProvisioner(KernelProvisionerBase):
             # Kept for restarts: they pass the first start's environment again, and what this
             # process has changed of its own meanwhile does not make that somebody's explicit wish.
             self._inherited = process_environment()
-        return await super().pre_launch(cmd=cmd, **kwargs)
+        kwargs = await super().pre_launch(cmd=cmd, **kwargs)
+        self.connection_info = self._connection.write(
+            _session(kwargs), self.connection_info if self._held else {}
+        )
+        return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the kernel, or restart it in its sandbox, and give where its clients connect.
@@ -84,21 +93,11 @@ class TorporProvisioner(KernelProvisionerBase):
         start; of a failed restart the sandbox stays, without a kernel in it.
 
         Raises:
-            LaunchError, LaunchTimeout, ConfigError, BackendUnavailable: readable, with what to do.
+            LaunchError, LaunchTimeout, ConfigError, BackendUnavailable: readable, with what to do;
+            each is a ``tornado.web.HTTPError`` too.
         """
-        first = not self._held
-        try:
-            request = await self._request(cmd, kwargs)
-            self._held = request.client.holder
-            state = await self._client.launch(request)
-            self._connected(request, state, kwargs.get("env", {}))
-        except BaseException:
-            self._running = False
-            if first and self._held:
-                await self._undo()
-            raise
-        self._running = True
-        return self.connection_info
+        with shown_by_servers():
+            return await self._launch(cmd, kwargs)
 
     async def poll(self) -> int | None:
         if not self._running:
@@ -160,6 +159,7 @@ class TorporProvisioner(KernelProvisionerBase):
             name=f"delete {self.kernel_id}",
         )
         self._held, self._running = "", False
+        self._connection.forget()
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """Give what another process needs to take this kernel over: JSON-able, with its key."""
@@ -167,6 +167,8 @@ class TorporProvisioner(KernelProvisionerBase):
         connection: dict[str, Any] = dict(self.connection_info)
         if isinstance(connection.get("key"), bytes):
             connection["key"] = connection["key"].decode()
+        if "ip" in connection:
+            connection["ip"] = self._connection.absolute(connection["ip"])
         info["connection_info"] = connection
         info["torpor"] = {
             "version": _INFO_VERSION,
@@ -192,6 +194,7 @@ class TorporProvisioner(KernelProvisionerBase):
         if isinstance(connection.get("key"), str):
             connection["key"] = connection["key"].encode()
         self.connection_info = connection  # type: ignore[assignment]
+        self._connection.adopt(self.connection_info)
         self.template, self._cwd = ours["template"], ours["cwd"]
         self._workspace = ours["workspace"]
         await self._client.adopt(self.kernel_id, lease=True)
@@ -203,6 +206,23 @@ class TorporProvisioner(KernelProvisionerBase):
         if self._workspace is None or not within(expanded, self._workspace):
             return None
         return Path(expanded).as_posix() if os.path.exists(expanded) else None
+
+    async def _launch(self, cmd: list[str], kwargs: dict[str, Any]) -> KernelConnectionInfo:
+        first = not self._held
+        try:
+            request = await self._request(cmd, kwargs)
+            self._held = request.client.holder
+            state = await self._client.launch(request)
+            self._started(request, state, _session(kwargs))
+        except BaseException:
+            self._running = False
+            if first:
+                self._connection.withdraw()
+            if first and self._held:
+                await self._undo()
+            raise
+        self._running = True
+        return self.connection_info
 
     async def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> LaunchRequest:
         cwd = os.path.abspath(os.path.expanduser(kwargs.get("cwd") or os.getcwd()))
@@ -222,7 +242,7 @@ class TorporProvisioner(KernelProvisionerBase):
             ),
             cwd=cwd,
             workspace=choose_workspace(cwd, root, home=str(Path.home())),
-            client=self._endpoints(),
+            client=self._connection.endpoints(),
             lease=True,
         )
 
@@ -233,61 +253,14 @@ class TorporProvisioner(KernelProvisionerBase):
             chosen = next((each for each in templates.values() if each.get("is_default")), {})
         return list(chosen.get("env_allow", ()))
 
-    def _endpoints(self) -> Endpoints:
-        km = self.parent
-        if km is None:
-            return Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), os.urandom(16).hex())
-        return Endpoints(
-            transport=km.transport,
-            ip=km.ip,
-            ports={name: getattr(km, f"{name}_port") for name in CHANNELS},
-            key=km.session.key.decode(),
-            signature_scheme=km.session.signature_scheme,
-            curve_publickey=_text(km.curve_publickey),
-            curve_secretkey=_text(km.curve_secretkey),
+    def _started(self, request: LaunchRequest, state: dict[str, Any], session: str) -> None:
+        self.connection_info = self._connection.settle(
+            request.client, state["client"], kernel_name=request.kernel_name, session=session
         )
-
-    def _prepare_transport(self, km: Any, encryption: str | None) -> None:
-        """Settle address and CURVE keys as jupyter_client's own provisioner does."""
-        if km.transport == "tcp" and not is_local_ip(km.ip):
-            raise ConfigError(
-                f"kernels listen on local interfaces only; {km.ip} is not one",
-                hint=f"this machine has: {', '.join(local_ips())}",
-            )
-        if km.transport == "ipc" and not os.path.isabs(km.ip):
-            km.ip = os.path.abspath(km.ip)
-        policy = km._transport_encryption_policy(encryption)
-        wanted = policy == "required" or (
-            policy == "auto" and km._kernel_supports_curve_encryption()
-        )
-        if wanted and km.curve_publickey is None:
-            km.curve_publickey, km.curve_secretkey = zmq.curve_keypair()
-
-    def _connected(
-        self, request: LaunchRequest, state: dict[str, Any], env: dict[str, str]
-    ) -> None:
-        """Take over where the endpoints are, and write the connection file that names them."""
-        client = state["client"]
-        info: dict[str, Any] = {
-            **{f"{name}_port": client["ports"][name] for name in CHANNELS},
-            "ip": client["ip"],
-            "transport": client["transport"],
-            "signature_scheme": request.client.signature_scheme,
-            "key": request.client.key.encode(),
-            "kernel_name": request.kernel_name,
-        }
-        if request.client.curve_publickey is not None:
-            info["curve_publickey"] = request.client.curve_publickey
-            info["curve_secretkey"] = request.client.curve_secretkey
-        self.connection_info = info  # type: ignore[assignment]
         workspace = state.get("workspace") or {}
         self._workspace = workspace.get("path")
         if workspace.get("reason"):
             self.log.warning("torpor: kernel %s: %s", self.kernel_id, workspace["reason"])
-        if self.parent is not None:
-            for name in CHANNELS:
-                setattr(self.parent, f"{name}_port", client["ports"][name])
-            self.parent.write_connection_file(jupyter_session=env.get("JPY_SESSION_NAME", ""))
 
     async def _undo(self) -> None:
         """Leave nothing of a first start; why that failed is logged, the first error stands."""
@@ -302,5 +275,5 @@ class TorporProvisioner(KernelProvisionerBase):
             self.log.warning("torpor: kernel %s is left to its lease: %s", self.kernel_id, exc)
 
 
-def _text(key: bytes | None) -> str | None:
-    return None if key is None else key.decode()
+def _session(kwargs: dict[str, Any]) -> str:
+    return str(kwargs.get("env", {}).get("JPY_SESSION_NAME", ""))

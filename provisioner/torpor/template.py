@@ -30,6 +30,8 @@ ENV_ALLOW = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
     "PYDEVD_*",
+    "IPYKERNEL_*",
+    "PYTHONPATH",  # its folders are bound too, read-only; a whole home or secrets never are
 )
 
 

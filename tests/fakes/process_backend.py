@@ -24,7 +24,7 @@ from typing import Any
 import torpor.link
 import torpor_guest
 from torpor.backends.base import FROM_GUEST, GUEST_STDERR, TO_GUEST, Exit, Handle, SandboxSpec
-from torpor.errors import ConfigError, LaunchError
+from torpor.errors import LaunchError, ProgramNotFound
 
 GUEST = Path(torpor_guest.__path__[0])
 LINK = Path(torpor.link.__path__[0])
@@ -40,7 +40,7 @@ class ProcessBackend:
 
     async def prepare(self, spec: SandboxSpec) -> None:
         if not os.path.exists(spec.argv[0]) and shutil.which(spec.argv[0]) is None:
-            raise ConfigError(f"the program {spec.argv[0]} does not exist")
+            raise ProgramNotFound(f"the program {spec.argv[0]} does not exist")
         try:
             await self._step("prepare")
             spec.directory.mkdir(mode=0o700)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -199,15 +200,51 @@ async def test_the_connection_file(km):
     await km.shutdown_kernel(now=True)
 
 
-async def test_ipc(jupyter):
+async def test_the_connection_file_is_there_before_the_launch(km, jupyter):
+    km.transport_encryption = "auto"
+    await km._async_pre_start_kernel()
+    told = json.loads(Path(km.connection_file).read_text())
+    assert told["shell_port"] == km.shell_port != 0
+    assert told["curve_publickey"] == km.provisioner.connection_info["curve_publickey"]
+    await km.provisioner.pre_launch()
+    assert json.loads(Path(km.connection_file).read_text()) == told
+    with socket.socket() as other:  # somebody takes a port that we had found
+        other.bind((km.ip, km.shell_port))
+        await km.start_kernel()
+    bound = json.loads(Path(km.connection_file).read_text())
+    assert bound["shell_port"] == km.shell_port != told["shell_port"]
+    assert bound["curve_publickey"] == told["curve_publickey"]
+    async with client_of(km) as client:
+        assert await run(client, "print(1)") == "1\n"
+    await km.shutdown_kernel(now=True)
+
+
+async def test_a_failed_start_takes_its_connection_file_with_it(km, jupyter):
+    write_spec(jupyter, argv=["no-such-kernel"])
+    with pytest.raises(FileNotFoundError, match="no-such-kernel"):
+        await km.start_kernel()
+    assert not os.path.exists(km.connection_file)
+    assert km.shell_port == 0
+    assert await jupyter.client.kernels() == []
+
+
+@pytest.mark.parametrize("ip", ["", "relative"])
+async def test_ipc(jupyter, ip):
     km = AsyncKernelManager(kernel_name="sandboxed", transport="ipc")
+    if ip:
+        km.ip = ip
     await km.start_kernel()
     assert km.transport == "ipc"
+    assert km.get_connection_info()["ip"] == (ip or km.ip)
     async with client_of(km) as client:
         assert await run(client, "print(1)") == "1\n"
         await km.restart_kernel(now=True)  # jupyter_client unlinks the sockets on the way
     async with client_of(km) as client:
         assert await run(client, "print(2)") == "2\n"
+    (jupyter.path / "elsewhere").mkdir()
+    os.chdir(jupyter.path / "elsewhere")
+    await km.restart_kernel(now=True)  # it is still the same kernel
+    os.chdir(jupyter.path)
     await km.shutdown_kernel(now=True)
     km.context.destroy(linger=0)
 
