@@ -3,10 +3,12 @@
 #   make lab     JupyterLab whose kernels run in gVisor       make check   lint, types, layers
 #   make demo    the same without a browser                   make test    all tests but the slow ones
 #   make bench   speed beside plain host kernels              make clean   remove what was built here
+#   make test-upstream   other projects' suites, with and without us
 #
 # PYTHON=...    the interpreter for .venv (3.11 or newer)
 # LAB_DIR=...   the folder that `make lab` opens            LAB_ARGS=...   more arguments for it
 # PYTEST=...    more arguments for the tests
+# SUITES=...    which suites: jupyter_client nbclient ipykernel
 
 SHELL := /bin/bash
 BIN := .venv/bin
@@ -14,12 +16,13 @@ KERNEL := python3-torpor
 LAB_DIR ?= examples
 LAB_ARGS ?=
 PYTEST ?=
+SUITES ?=
 
 # Root must say that it means it, and a machine without a display has no browser to open.
 LAB_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root) $(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv runsc kernel lab demo test test-user slow check format bench clean
+.PHONY: help venv runsc kernel lab demo test test-user test-upstream slow check format bench clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -48,6 +51,12 @@ test: runsc
 # As root: what needs a real sandbox once more, as an ordinary user with nothing of root's.
 test-user: runsc
 	@tools/as_user.sh $(PYTEST)
+
+# Other projects' suites, unchanged: each must pass through Torpor what it passes without it.
+test-upstream: runsc
+	@tools/tick.sh "installing what these suites need" $(BIN)/python -m pip install \
+		--disable-pip-version-check --no-input --progress-bar off -e '.[upstream]'
+	@REQUIRE_RUNSC=1 $(BIN)/python -m tests.upstream.run --without $(SUITES)
 
 slow: runsc
 	@REQUIRE_RUNSC=1 $(BIN)/python -m pytest -m slow $(PYTEST)
