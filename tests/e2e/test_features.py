@@ -10,7 +10,7 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.e2e.cells import drain, reply_to, run, value
+from tests.e2e.cells import Ran, drain, reply_to, run, value
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
 
@@ -230,8 +230,56 @@ def test_late_output_of_a_thread_still_arrives(kc: BlockingKernelClient) -> None
         "t.start(); t.join()"
     )
     reply_to(kc, msg_id, 30)
-    from tests.e2e.cells import Ran
-
     ran = Ran({})
     drain(kc, msg_id, ran, 30)
     assert ran.stdout == "late\n"
+
+
+def test_interrupts_in_the_middle_of_output_keep_every_message_whole(
+    kc: BlockingKernelClient, km: KernelManager
+) -> None:
+    for round_ in range(12):
+        started = kc.execute("while True: print('x' * 50, flush=True)")
+        while kc.get_iopub_msg(timeout=30)["msg_type"] != "stream":
+            pass
+        time.sleep(0.01 * round_)
+        km.interrupt_kernel()
+        assert reply_to(kc, started, 30)["ename"] == "KeyboardInterrupt"
+        ran = Ran({})
+        drain(kc, started, ran, 30)
+        lines = ran.stdout.splitlines()
+        assert {line for line in lines[:-1] if line} <= {"x" * 50}
+    assert value(kc, "'whole'") == "'whole'"
+
+
+def test_threads_print_at_the_same_time_each_in_its_order(kc: BlockingKernelClient) -> None:
+    code = (
+        "import sys, threading\n"
+        "def work(n):\n    for i in range(200): sys.stdout.write(f'{n}:{i}\\n'); sys.stdout.flush()\n"
+        "threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]\n"
+        "for t in threads: t.start()\n"
+        "for t in threads: t.join()\n"
+    )
+    ran = run(kc, code, timeout_s=90)
+    assert ran.error is None
+    for n in range(4):
+        mine = [line for line in ran.stdout.splitlines() if line.startswith(f"{n}:")]
+        assert mine == [f"{n}:{i}" for i in range(200)]
+
+
+def test_forked_children_print_while_the_parent_prints(kc: BlockingKernelClient) -> None:
+    code = (
+        "import os\n"
+        "for i in range(10):\n    pid = os.fork()\n"
+        "    if pid == 0:\n        print('child', flush=True); os._exit(0)\n"
+        "    print('parent', flush=True); os.waitpid(pid, 0)\n"
+    )
+    ran = run(kc, code, timeout_s=90)
+    assert ran.error is None
+    deadline = time.monotonic() + 10
+    text = ran.stdout
+    while text.count("child") < 10 and time.monotonic() < deadline:
+        message = kc.get_iopub_msg(timeout=10)
+        if message["msg_type"] == "stream":
+            text += message["content"]["text"]
+    assert (text.count("child"), text.count("parent")) == (10, 10)

@@ -4,6 +4,11 @@ from torpor_guest.boot import StartParams
 from torpor_guest.connection import Connection, make_connection
 from torpor_guest.spawn import Spawned, SpawnError, spawn
 
+_LAUNCHER = "ipykernel_launcher"
+_QUICK = __file__.rpartition("/")[0] + "/quick_ipykernel.py"
+# A kernelspec or template that sets this variable gets ipykernel exactly as it is installed.
+PLAIN_VARIABLE = "TORPOR_PLAIN_IPYKERNEL"
+
 
 class Launched:
     """A kernel process that was started, and where it will listen."""
@@ -26,24 +31,30 @@ def launch(params: StartParams, folder: str, key: str) -> Launched:
     except OSError as exc:
         raise SpawnError(f"cannot write the kernel's connection file: {exc}") from exc
     try:
-        argv = kernel_argv(params.argv, connection.path)
+        plain = PLAIN_VARIABLE in params.env
+        argv = kernel_argv(params.argv, connection.path, plain=plain)
         return Launched(connection, spawn(argv, params.env, params.cwd))
     except BaseException:
         connection.remove()
         raise
 
 
-def kernel_argv(argv: tuple[str, ...], connection_file: str) -> tuple[str, ...]:
+def kernel_argv(
+    argv: tuple[str, ...], connection_file: str, *, plain: bool = False
+) -> tuple[str, ...]:
     """Give the argv to execute.
 
-    ipykernel sleeps for half a millisecond at the end of every cell, in the hope that output then
-    arrives before the reply. Both go through one thread of ours, so the hope costs time and buys
-    nothing.
+    ``python -m ipykernel_launcher`` goes through ``quick_ipykernel``, which takes thread wake-ups out of
+    its output, unless ``plain``. It also sleeps for half a millisecond at the end of every cell, in the
+    hope that output then arrives before the reply; both go through one thread of ours, so that costs time
+    and buys nothing.
     """
     words = tuple(word.replace("{connection_file}", connection_file) for word in argv)
-    launcher = (
-        "ipykernel_launcher" in words and words[words.index("ipykernel_launcher") - 1] == "-m"
-    )
-    if launcher and not any("_execute_sleep" in word for word in words):
+    if _LAUNCHER not in words or plain:
+        return words
+    at = words.index(_LAUNCHER)
+    if words[at - 1] != "-m":
+        return words
+    if not any("_execute_sleep" in word for word in words):
         words += ("--Kernel._execute_sleep=0",)
-    return words
+    return (*words[: at - 1], _QUICK, *words[at + 1 :])

@@ -122,14 +122,14 @@ def test_connection_file_is_private_and_complete(tmp_path: Path) -> None:
     assert not Path(connection.path).exists()
 
 
-def test_argv_gets_the_connection_file_and_ipykernel_loses_its_nap() -> None:
+def test_argv_gets_the_connection_file_and_ipykernel_is_started_quickly() -> None:
     assert kernel_argv(("R", "--f={connection_file}"), "/c") == ("R", "--f=/c")
-    launcher = ("py", "-m", "ipykernel_launcher", "-f", "{connection_file}")
-    assert kernel_argv(launcher, "/c") == (
-        *launcher[:-1],
-        "/c",
-        "--Kernel._execute_sleep=0",
-    )
+    launcher = ("py", "-X", "dev", "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    words = kernel_argv(launcher, "/c")
+    assert words[:3] == ("py", "-X", "dev")
+    assert words[3].endswith("/quick_ipykernel.py")
+    assert words[4:] == ("-f", "/c", "--Kernel._execute_sleep=0")
+    assert kernel_argv(launcher, "/c", plain=True) == (*launcher[:-1], "/c")
     asked = (*launcher, "--Kernel._execute_sleep=0.1")
     assert kernel_argv(asked, "/c")[-1] == "--Kernel._execute_sleep=0.1"
     assert kernel_argv(("ipykernel_launcher",), "/c") == ("ipykernel_launcher",)

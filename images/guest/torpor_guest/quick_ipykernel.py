@@ -1,0 +1,164 @@
+"""Starts ipykernel 7 with fewer thread wake-ups per message. Runs in the user's Python, not in the guest's.
+
+ipykernel hands every iopub message to a thread of its own; a flushed print even waits for two round
+trips to it. In gVisor on few cores those wake-ups are most of the cost of output. Here the thread that
+has a message sends it itself, under a lock that every use of the socket takes; the IOPub thread stays for
+what arrives later, for forked children and for subscriptions. What clients see is the same messages in
+the same order.
+
+Two dangers, and what is done about them. An interrupt between the frames of one message would
+join it to the next one: SIGINT is kept back until the message is out. A fork while another thread holds
+the lock would leave the child locked for ever: forks take the lock first.
+
+libzmq drops iopub messages beyond 1,000 that the guest has not yet fetched; the guest always fetches, so
+the limit is lifted.
+
+If this ipykernel is not as expected, it is started unchanged.
+"""
+
+import importlib
+import os
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+LAUNCHER = "ipykernel_launcher"
+_MAJOR = "7"
+_LIMIT_OF_LIBZMQ = 1000
+
+
+class Section:
+    """A lock around the iopub socket that also keeps SIGINT back while the main thread holds it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._interrupted = False
+        self._main = threading.main_thread().ident
+        os.register_at_fork(
+            before=lambda: self._lock.acquire(),
+            after_in_parent=lambda: self._lock.release(),
+            after_in_child=self._renew,
+        )
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+        self._main = threading.get_ident()
+        self._depth = 0
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """Handle SIGINT: at once, or at the end of the section that the main thread is in."""
+        if self._depth:
+            self._interrupted = True
+        else:
+            signal.default_int_handler(signum, frame)
+
+    def __enter__(self) -> None:
+        if threading.get_ident() == self._main:
+            self._depth += 1
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+        if threading.get_ident() == self._main:
+            self._depth -= 1
+            if self._interrupted and not self._depth:
+                self._interrupted = False
+                raise KeyboardInterrupt
+
+
+def speed_up() -> None:
+    """Change the classes of ipykernel. Raises ImportError or AttributeError if it is another one."""
+    import ipykernel._version
+    import zmq
+    from ipykernel import iostream, kernelapp
+
+    kernelbase: Any = importlib.import_module("ipykernel.kernelbase")
+
+    if ipykernel._version.__version__.split(".")[0] != _MAJOR:
+        raise ImportError("another major version of ipykernel")
+    section = Section()
+    if kernelbase.default_int_handler is not signal.default_int_handler:
+        raise AttributeError("somebody else handles SIGINT")
+    thread = _thread_methods(section, iostream.IOPubThread, zmq)
+    stream = _stream_methods(section, iostream.OutStream)
+    init_iopub = _without_limit(kernelapp.IPKernelApp.init_iopub, zmq)
+    kernelbase.default_int_handler = section.interrupt
+    kernelapp.IPKernelApp.init_iopub = init_iopub  # type: ignore[method-assign]
+    for cls, methods in ((iostream.IOPubThread, thread), (iostream.OutStream, stream)):
+        for name, method in methods.items():
+            setattr(cls, name, method)
+
+
+def _thread_methods(section: Section, cls: Any, zmq: Any) -> dict[str, Callable[..., None]]:
+    """Give the methods of IOPubThread: every use of the socket inside the section."""
+    really_send = cls._really_send
+    handle_subscription = cls._handle_subscription
+    cls._setup_xpub_listener, cls.send_multipart  # noqa: B018 (AttributeError if they are gone)
+
+    def subscriptions(self: Any) -> None:
+        # sending may swallow the edge that announces a subscription, so it is looked for each time
+        socket = self.socket
+        while (
+            socket is not None and not socket.closed and socket.getsockopt(zmq.EVENTS) & zmq.POLLIN
+        ):
+            handle_subscription(self, socket.recv_multipart(zmq.NOBLOCK))
+
+    def _setup_xpub_listener(self: Any) -> None:
+        if not hasattr(self.socket, "getsockopt") or self.socket.getsockopt(zmq.TYPE) != zmq.XPUB:
+            return
+
+        def ready(fd: int, events: int) -> None:
+            with section:
+                subscriptions(self)
+
+        self.io_loop.add_handler(self.socket.fileno(), ready, self.io_loop.READ)
+
+    def _really_send(self: Any, msg: Any, *args: Any, **kwargs: Any) -> None:
+        with section:
+            really_send(self, msg, *args, **kwargs)
+            if self._is_master_process() and hasattr(self.socket, "getsockopt"):
+                subscriptions(self)
+
+    return {
+        "_setup_xpub_listener": _setup_xpub_listener,
+        "_really_send": _really_send,
+        "send_multipart": _really_send,
+    }
+
+
+def _stream_methods(section: Section, cls: Any) -> dict[str, Callable[..., None]]:
+    """Give the methods of OutStream: whoever flushes sends, nobody waits for another thread."""
+    flush_in_thread = cls._flush
+    cls.flush  # noqa: B018 (AttributeError if it is gone)
+
+    def _flush(self: Any) -> None:
+        with section:  # so that two threads cannot send what they took in the other order
+            flush_in_thread(self)
+
+    return {"_flush": _flush, "flush": _flush}
+
+
+def _without_limit(init_iopub: Callable[..., None], zmq: Any) -> Callable[..., None]:
+    def init(self: Any, context: Any) -> None:
+        context.setsockopt(zmq.SNDHWM, 0)  # the default of sockets made from here on
+        try:
+            init_iopub(self, context)
+        finally:
+            context.setsockopt(zmq.SNDHWM, _LIMIT_OF_LIBZMQ)
+
+    return init
+
+
+if __name__ == "__main__":
+    if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # not with -I or -P
+        sys.path[0] = ""  # what ``python -m`` has there; our folder is the guest's, not the user's
+    try:
+        speed_up()
+    except (ImportError, AttributeError) as error:
+        print(f"ipykernel is started unchanged: {error}", file=sys.stderr)
+    runpy.run_module(LAUNCHER, run_name="__main__", alter_sys=True)
