@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -25,12 +26,19 @@ Raw = dict[str, dict[str, list[float]]]
 
 
 def cpu_seconds(home: Path) -> float:
-    """Give the CPU time used so far by everything of ``home`` (daemon, bridge, sandboxes)."""
-    ticks = 0
-    for pid in processes_of(home):
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / 100
+    """Give the CPU time used so far by daemon, bridge, sandboxes and gVisor's helpers below them."""
+    stats = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stats[int(entry.name)] = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+    ours = set(processes_of(home))
+    while more := {pid for pid, s in stats.items() if int(s[1]) in ours} - ours:
+        ours |= more
+    ticks = sum(int(stats[pid][11]) + int(stats[pid][12]) for pid in ours if pid in stats)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def starts(raw: Raw, count: int, cwd: Path) -> None:
