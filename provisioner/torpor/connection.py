@@ -16,9 +16,10 @@ from torpor.errors import ConfigError
 class Connection:
     """The endpoints of a kernel as ``km``, its manager, wants them; or of nobody in particular.
 
-    The file is written twice, if need be. Before the launch, as jupyter_client's own provisioner
-    does, with ports that are free at that moment; they are only a guess, since another program may
-    take them. Then with those that were really bound.
+    Before the first launch the file is written as jupyter_client's own provisioner does, with ports
+    that are free at that moment; they are only a guess, since another program may take them. While
+    the kernel starts there is none, because people and programs take a file for a kernel that is
+    there. Then it is written with what was really bound.
     """
 
     def __init__(self, km: Any) -> None:
@@ -114,14 +115,19 @@ class Connection:
         """Continue with the endpoints that another process has had."""
         self._prefix = info["ip"] if info.get("transport") == "ipc" else ""
 
+    def hide(self) -> None:
+        """Remove the file with the guess until ``settle`` writes it anew."""
+        if self._km is not None:
+            self._km.cleanup_connection_file()
+
     def forget(self) -> None:
         """Let the next kernel of this manager have other ports. Twice is fine."""
         self._wished, self._prefix = {}, ""
 
     def withdraw(self) -> None:
         """Remove the file of a kernel that did not start, and the ports that were found for it."""
+        self.hide()
         if self._km is not None and self._wished:
-            self._km.cleanup_connection_file()
             self._set_ports(self._wished)
         self.forget()
 

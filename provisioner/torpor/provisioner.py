@@ -209,6 +209,8 @@ class TorporProvisioner(KernelProvisionerBase):
 
     async def _launch(self, cmd: list[str], kwargs: dict[str, Any]) -> KernelConnectionInfo:
         first = not self._held
+        if first:
+            self._connection.hide()
         try:
             request = await self._request(cmd, kwargs)
             self._held = request.client.holder

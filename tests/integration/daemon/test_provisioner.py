@@ -200,7 +200,14 @@ async def test_the_connection_file(km):
     await km.shutdown_kernel(now=True)
 
 
-async def test_the_connection_file_is_there_before_the_launch(km, jupyter):
+async def test_the_connection_file_is_there_before_and_after_the_launch(km, jupyter, monkeypatch):
+    launch = Client.launch
+
+    async def launching(self, request):
+        assert not os.path.exists(km.connection_file)  # it would tell of a kernel that is not there
+        return await launch(self, request)
+
+    monkeypatch.setattr(Client, "launch", launching)
     km.transport_encryption = "auto"
     await km._async_pre_start_kernel()
     told = json.loads(Path(km.connection_file).read_text())
