@@ -90,8 +90,9 @@ def _open(pid: int, started: int) -> int | None:
         fd = os.pidfd_open(pid)
     except OSError:
         return None
-    # Only now does the pid surely stay the same process's.
-    if start_ticks(pid) != started:
+    # Only now does the pid surely stay the same process's. A zombie counts: while threads of it are
+    # still dying it looks like one, but cannot be collected yet.
+    if _seen(pid)[1] != started:
         os.close(fd)
         return None
     return fd
