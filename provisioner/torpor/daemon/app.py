@@ -27,8 +27,10 @@ from torpor.daemon.listen import listen
 from torpor.daemon.logs import log
 from torpor.daemon.parts import Parts
 from torpor.daemon.processes import Process
+from torpor.daemon.recovery import recover
 from torpor.daemon.registry import Registry
 from torpor.daemon.server import PeerCheckedServer, serve
+from torpor.daemon.settling import Settling
 from torpor.daemon.supervisor import Supervisor
 from torpor.errors import Busy, ConfigError
 from torpor.paths import Paths, private_folder
@@ -55,6 +57,7 @@ class Daemon:
         self._requests = 0
         self._socket: tuple[int, int] | None = None
         self.parts: Parts
+        self._settling: Settling
         self.supervisor: Supervisor
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -74,14 +77,17 @@ class Daemon:
             bridge = BridgeKeeper(
                 self._paths,
                 on_event=lambda kernel_id, event: self.supervisor.heard(kernel_id, event),
-                on_return=lambda: self.supervisor.settle_all(),
+                on_return=lambda: settling.all(),
             )
             stack.push_async_callback(self._leave_bridge, bridge)
             backend = self._make_backend(self._source, self._paths)
             self.parts = Parts(self._paths, registry, backend, bridge)
-            self.supervisor = Supervisor(self.parts, at_once=self._settings.concurrent_starts)
+            settling = self._settling = Settling(self.parts)
+            stack.push_async_callback(settling.aclose)
+            at_once = self._settings.concurrent_starts
+            self.supervisor = Supervisor(self.parts, settling, at_once=at_once)
             stack.push_async_callback(self.supervisor.aclose)
-            await self.supervisor.recover()
+            await recover(self.parts, settling)
             bridge.find()  # the first launch will need it, and it takes a while to start
             server = self._serve()
             stack.push_async_callback(self._close_server, server)
@@ -110,9 +116,9 @@ class Daemon:
                 # Nobody can reach us, so the next client starts another daemon: make room for it.
                 log("socket is gone", level=logging.ERROR)
                 return
-            if self.supervisor.unsettled:
-                self.supervisor.settle_all()
-            if self._requests or not self.supervisor.idle:
+            if self._settling.unsettled:
+                self._settling.all()
+            if self._requests or not self._settling.idle:
                 idle_since = loop.time()
             elif loop.time() - idle_since >= self._settings.idle_exit_s:
                 log("idle", seconds=self._settings.idle_exit_s)

@@ -41,6 +41,7 @@ class BridgeKeeper:
         self._connecting = asyncio.Lock()
         self._client: BridgeClient | None = None
         self._finding: asyncio.Task[Any] | None = None
+        self._closing = False
         self.held: set[str] = set()
         self.seen: Mapping[str, Any] | None = None
         """What the connected bridge said in ``hello``; None while there is none."""
@@ -80,12 +81,15 @@ class BridgeKeeper:
 
     async def _connected(self) -> BridgeClient:
         async with self._connecting:
+            if self._client is not None and not self._client.connected:
+                self._lose(self._client)
             if self._client is None:
+                client = await ensure_bridge(self._paths)
                 try:
-                    client = await ensure_bridge(self._paths)
                     hello = await client.call("hello")
-                except BridgeRefused as exc:
-                    raise BackendUnavailable(f"the bridge does not work with us: {exc}") from exc
+                except BaseException:
+                    await client.aclose()
+                    raise
                 self._client, self.seen = client, hello
                 self.held = set(hello.get("kernels", ()))
                 log("bridge connected", pid=hello.get("pid"), kernels=len(self.held))
@@ -99,16 +103,22 @@ class BridgeKeeper:
                 if isinstance(kernel_id, str):
                     self._on_event(kernel_id, event)
         finally:
-            self._client, self.seen = None, None
-            lost, self.held = bool(self.held), set()
+            self._lose(client)
             await client.aclose()
-        log("bridge lost", level=logging.WARNING)
-        if lost:
+
+    def _lose(self, client: BridgeClient) -> None:
+        """Take note that this connection is no more. Twice is fine."""
+        if self._client is not client:
+            return
+        self._client, self.seen = None, None
+        held, self.held = self.held, set()
+        log("bridge lost", level=logging.WARNING, kernels=len(held))
+        if held and not self._closing:
             self.find()
 
     def find(self) -> None:
         """Connect in the background, however long it takes, then call ``on_return``."""
-        if self._client is None and (self._finding is None or self._finding.done()):
+        if self._finding is None or self._finding.done():
             self._finding = self._tasks.start(self._find(), name="bridge recovery")
 
     async def _find(self) -> None:
@@ -126,12 +136,13 @@ class BridgeKeeper:
 
     async def aclose(self, *, stop: bool) -> None:
         """Let go of the bridge; with ``stop`` end it, unless it holds kernels. Twice is fine."""
+        self._closing = True
         if self._finding is not None and stop:
             # One that is just coming up would otherwise wait half a minute for somebody to talk to.
             await asyncio.wait({self._finding}, timeout=_LONGEST_PAUSE_S)
         client = self._client
         if client is not None and stop:
-            with contextlib.suppress(BridgeRefused, OSError, TimeoutError):
+            with contextlib.suppress(BridgeRefused, BackendUnavailable, TimeoutError):
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     await client.call("shutdown")
         await self._tasks.aclose()

@@ -14,14 +14,12 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
-from torpor.api import LaunchRequest
-from torpor.backends.base import Handle, SandboxSpec
+from torpor.backends.base import Handle
 from torpor.bridge.client import BridgeRefused
 from torpor.daemon.failures import guest_failure, never_its_turn, sandbox_failure, timed_out
 from torpor.daemon.guest_state import GuestState, Phase
@@ -29,10 +27,10 @@ from torpor.daemon.ipc_links import choose_ports, make_links, private_endpoints
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import log
 from torpor.daemon.parts import Parts
+from torpor.daemon.plan import Plan, fifos, sandbox_spec
 from torpor.daemon.records import KernelRow, SandboxRow
 from torpor.errors import BackendUnavailable, LaunchError, SandboxError
 from torpor.lifecycle import Status, run_to_end
-from torpor.template import Template
 
 CLOSE_S = 30.0
 _RPC_S = 10.0
@@ -40,38 +38,32 @@ _MARGIN_S = 1.5
 """How much earlier than the daemon the guest gives up: its error says more than ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A request together with the template it chose."""
+class Ask(Protocol):
+    """How a guest is asked (``Steps.ask``)."""
 
-    request: LaunchRequest
-    template: Template
-
-    @property
-    def name(self) -> str:
-        """What to call the kernel in an error."""
-        return self.request.kernel_name or self.request.argv[0]
-
-    @property
-    def limit_s(self) -> float:
-        """The start timeout: a request can shorten its template's, not stretch it."""
-        asked_s = self.request.start_timeout_s
-        most_s = self.template.start_timeout_s
-        return most_s if asked_s is None else min(asked_s, most_s)
+    async def __call__(
+        self, kernel: Kernel, method: str, params: Mapping[str, Any], *, timeout_s: float
+    ) -> dict[str, Any]: ...
 
 
 class Launcher:
     """Starts kernels, at most ``at_once`` at a time; the rest wait for their turn.
 
-    ``watch`` is told of each sandbox as soon as it runs.
+    ``watch`` is told of each sandbox as soon as it runs; ``ask`` asks a kernel's guest.
     """
 
     def __init__(
-        self, parts: Parts, *, at_once: int, watch: Callable[[Kernel, SandboxRow, Handle], None]
+        self,
+        parts: Parts,
+        *,
+        at_once: int,
+        watch: Callable[[Kernel, SandboxRow, Handle], None],
+        ask: Ask,
     ) -> None:
         self._parts = parts
         self._turns = asyncio.Semaphore(at_once)
         self._watch = watch
+        self._ask = ask
 
     async def create(self, kernel: Kernel, plan: Plan) -> None:
         """Make a kernel that never was, from its row on. All or nothing."""
@@ -95,8 +87,8 @@ class Launcher:
             undo.push_async_callback(self._stop_process, kernel)
             kernel.guest = replace(kernel.guest, phase=Phase.STARTING)
             generation = kernel.guest.generation + 1
-            answer = await self._parts.bridge.rpc(
-                kernel.row.kernel_id,
+            answer = await self._ask(
+                kernel,
                 "restart",
                 {"start": self._start_params(kernel, plan, _left_s(ends_at))},
                 timeout_s=_RPC_S,
@@ -236,38 +228,7 @@ class Launcher:
 
     async def _stop_process(self, kernel: Kernel) -> None:
         if kernel.sandbox_alive and not kernel.guest.ended:
-            await self._parts.bridge.rpc(
-                kernel.row.kernel_id, "signal", {"signum": 9}, timeout_s=_RPC_S
-            )
-
-
-def sandbox_spec(
-    kernel: Kernel, sandbox: SandboxRow, plan: Plan, start_timeout_s: float
-) -> SandboxSpec:
-    """Give what the backend is to build."""
-    request = plan.request
-    workspace = None if request.workspace is None else Path(request.workspace)
-    return SandboxSpec(
-        sandbox_id=sandbox.sandbox_id,
-        template=plan.template,
-        argv=request.argv,
-        env=request.env,
-        cwd=request.cwd,
-        workspace=None if plan.template.workspace == "none" else workspace,
-        key=kernel.row.guest_key,
-        directory=sandbox.directory,
-        kernel_name=request.kernel_name,
-        start_timeout_s=start_timeout_s,
-    )
-
-
-def fifos(directory: Path) -> dict[str, Any]:
-    """Give the pipes of a sandbox, under the bridge's names for them."""
-    return {
-        "fifo_in": str(directory / "to_guest"),
-        "fifo_out": str(directory / "from_guest"),
-        "fifo_err": str(directory / "guest_stderr"),
-    }
+            await self._ask(kernel, "signal", {"signum": 9}, timeout_s=_RPC_S)
 
 
 def _left_s(ends_at: float) -> float:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 from torpor.bridge.client import BridgeRefused
-from torpor.daemon.guest_state import GuestState, after_status
+from torpor.daemon.guest_state import GuestState
 from torpor.daemon.ipc_links import make_links, private_endpoints
 from torpor.daemon.kernel import Kernel
-from torpor.daemon.launch import fifos
 from torpor.daemon.logs import log
 from torpor.daemon.parts import Parts
+from torpor.daemon.plan import fifos
 from torpor.errors import BackendUnavailable, SandboxError
 from torpor.lifecycle import Seen, Status, Step, next_step
 
@@ -53,7 +51,7 @@ class Steps:
             if step is Step.LOSE:
                 await self.lose(kernel)
             elif step is Step.OPEN:
-                await self._open(kernel)
+                await self.open(kernel)
             else:
                 return False
 
@@ -85,7 +83,29 @@ class Steps:
             await self._free(sandbox.sandbox_id)
         log("lost", level=logging.WARNING, reason=kernel.row.reason)
 
-    async def _open(self, kernel: Kernel) -> None:
+    async def ask(
+        self, kernel: Kernel, method: str, params: Mapping[str, Any], *, timeout_s: float
+    ) -> dict[str, Any]:
+        """Ask the guest of a kernel; once more if the bridge died just now, so twice must be fine.
+
+        Raises:
+            BridgeRefused: the guest refused, or did not answer.
+            BackendUnavailable: there is no bridge.
+        """
+        bridge, row = self._parts.bridge, kernel.row
+        for attempt in (1, 2):
+            await bridge.start()
+            if row.kernel_id not in bridge.held and row.sandbox_id is not None:
+                await self.open(kernel)
+            try:
+                return await bridge.rpc(row.kernel_id, method, params, timeout_s=timeout_s)
+            except BackendUnavailable:
+                if attempt == 2:
+                    raise
+        raise AssertionError("not reached")
+
+    async def open(self, kernel: Kernel) -> None:
+        """Bind the recorded endpoints again and take up the link where a dead bridge left it."""
         row, parts = kernel.row, self._parts
         sandbox = parts.registry.sandboxes[row.sandbox_id or ""]
         await parts.bridge.call(
@@ -108,30 +128,6 @@ class Steps:
         except SandboxError as exc:
             raise BackendUnavailable(f"sandbox {sandbox_id} would not go away: {exc}") from exc
 
-    async def find_strays(self, kernels: Mapping[str, Kernel]) -> None:
-        """See what the bridge holds, and destroy what no row knows (the registry was lost)."""
-        parts = self._parts
-        folders = await _children(parts.paths.kernels)
-        if not kernels and not folders and not parts.paths.bridge_socket.exists():
-            return
-        try:
-            await parts.bridge.start()
-            for kernel_id in parts.bridge.held - set(kernels):
-                await parts.bridge.call("close", kernel_id=kernel_id)
-                parts.bridge.held.discard(kernel_id)
-            for kernel_id in parts.bridge.held & set(kernels):
-                status = await parts.bridge.call("status", kernel_id=kernel_id)
-                kernels[kernel_id].guest = after_status(kernels[kernel_id].guest, status)
-        except (BackendUnavailable, BridgeRefused) as exc:
-            log("bridge not adopted", level=logging.ERROR, error=exc)
-            parts.bridge.find()
-        for name in folders - set(parts.registry.sandboxes):
-            try:
-                await parts.backend.destroy(name, parts.paths.kernels / name)
-                log("stray sandbox destroyed", sandbox_id=name)
-            except SandboxError as exc:
-                log("stray sandbox stays", level=logging.ERROR, error=exc, sandbox_id=name)
-
     async def sweep(self, kernels: Mapping[str, Kernel]) -> None:
         """Free the sandboxes that no kernel claims (any more)."""
         for row in list(self._parts.registry.sandboxes.values()):
@@ -145,10 +141,3 @@ class Steps:
                 log("left-over sandbox destroyed", sandbox_id=row.sandbox_id)
             except BackendUnavailable as exc:
                 log("left-over sandbox stays", level=logging.ERROR, error=exc)
-
-
-async def _children(folder: Path) -> set[str]:
-    try:
-        return set(await asyncio.to_thread(os.listdir, folder))
-    except FileNotFoundError:
-        return set()

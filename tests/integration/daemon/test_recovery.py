@@ -203,7 +203,8 @@ async def test_kill_9_in_the_middle_of_a_launch(home, moment_s):
     await home.kill_daemon()
     assert (await launch)["status"] == "running"
     await eventually(lambda: len(list(home.paths.kernels.iterdir())) == 1)
-    assert len([line for line in home.processes().values() if "torpor_guest" in line]) <= 2
+    [folder] = home.paths.kernels.iterdir()
+    assert all(folder.name in line for line in home.processes().values() if "/state/k/" in line)
     await home.client.delete("k1")
 
 
@@ -307,3 +308,29 @@ async def test_an_adopted_kernel_outlives_its_first_owner(home, owner):
     await asyncio.sleep(1)
     assert (await home.client.kernel("owned"))["status"] == "running"
     await home.client.delete("owned")
+
+
+@pytest.mark.parametrize("act", ["kill", "restart"])
+async def test_right_after_the_bridge_died(home, act):
+    state = await home.client.launch(home.request())
+    os.kill((await home.client.status())["bridge"]["pid"], signal.SIGKILL)
+    if act == "kill":
+        await home.client.kill("k1")
+        assert await home.client.wait("k1", timeout_s=5) == -9
+    again = await home.client.launch(home.request())
+    assert again["sandbox"] == state["sandbox"]  # nobody took it for dead
+    assert again["client"] == state["client"]
+    await home.client.delete("k1")
+
+
+async def test_a_guest_that_does_not_obey_is_ended_with_its_sandbox(home):
+    state = await home.client.launch(home.request())
+    for pid, line in home.processes().items():
+        if state["sandbox"]["id"] in line and pid != state["sandbox"]["pid"]:
+            os.kill(pid, signal.SIGSTOP)
+    await home.client.kill("k1")
+    after = await home.client.kernel("k1")
+    assert (after["status"], after["exit_code"]) == ("gone", -9)
+    assert "did not answer" in after["reason"]
+    assert (await home.client.launch(home.request()))["client"] == state["client"]
+    await home.client.delete("k1")

@@ -49,7 +49,11 @@ def test_status_after_missed_events():
 
 def test_failures_say_what_happened():
     state = GuestState(
-        Phase.FAILED, 1, 1, "it exited before answering", "Traceback\nImportError: x"
+        Phase.FAILED,
+        generation=1,
+        exit_code=1,
+        failure="it exited before answering",
+        stderr_tail="Traceback\nImportError: x",
     )
     text = str(guest_failure(state, ["/usr/bin/python3", "-m", "nothing"]))
     assert "python3 did not start" in text

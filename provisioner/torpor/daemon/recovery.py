@@ -1,0 +1,83 @@
+"""Take over from a former daemon, however it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+from torpor.backends.base import Handle
+from torpor.bridge.client import BridgeRefused
+from torpor.daemon.guest_state import after_status
+from torpor.daemon.kernel import Kernel
+from torpor.daemon.logs import log
+from torpor.daemon.parts import Parts
+from torpor.daemon.records import SandboxRow
+from torpor.daemon.settling import Settling
+from torpor.errors import BackendUnavailable, SandboxError, SandboxGone
+
+
+async def recover(parts: Parts, settling: Settling) -> None:
+    """Adopt what lives, then settle every kernel in the background.
+
+    Afterwards everything that the registry, the bridge or the folder of sandboxes knows is either
+    held by a kernel here or on its way to be destroyed.
+    """
+    registry = parts.registry
+    for row in registry.kernels.values():
+        kernel = settling.kernels[row.kernel_id] = Kernel(row)
+        sandbox = registry.sandboxes.get(row.sandbox_id or "")
+        if sandbox is not None and sandbox.handle is not None:
+            await _adopt(parts, settling, kernel, sandbox)
+        settling.watch_owner(kernel, row.owner)
+    folders = await _children(parts.paths.kernels)
+    if settling.kernels or folders or parts.paths.bridge_socket.exists():
+        log("recovering", kernels=len(settling.kernels))
+        await _meet_bridge(parts, settling)
+    for name in folders - set(registry.sandboxes):
+        await _destroy_stray(parts, name)
+    settling.all()
+
+
+async def _adopt(parts: Parts, settling: Settling, kernel: Kernel, sandbox: SandboxRow) -> None:
+    try:
+        handle = Handle.from_json(sandbox.handle or {})
+    except SandboxGone as exc:
+        log("sandbox cannot be adopted", level=logging.ERROR, error=exc)
+        return
+    if await parts.backend.alive(handle):
+        settling.watch_sandbox(kernel, sandbox, handle)
+    else:
+        kernel.sandbox_end = "it ended while no daemon ran"
+
+
+async def _meet_bridge(parts: Parts, settling: Settling) -> None:
+    """Learn what the bridge holds; it gives up what is nobody's (the registry was lost)."""
+    bridge, kernels = parts.bridge, settling.kernels
+    try:
+        await bridge.start()
+        for kernel_id in bridge.held - set(kernels):
+            await bridge.call("close", kernel_id=kernel_id)
+            bridge.held.discard(kernel_id)
+        for kernel_id in bridge.held & set(kernels):
+            status = await bridge.call("status", kernel_id=kernel_id)
+            kernels[kernel_id].guest = after_status(kernels[kernel_id].guest, status)
+    except (BackendUnavailable, BridgeRefused) as exc:
+        log("bridge not adopted", level=logging.ERROR, error=exc)
+
+
+async def _destroy_stray(parts: Parts, name: str) -> None:
+    """Destroy a sandbox of which no row knows: the registry was lost."""
+    try:
+        await parts.backend.destroy(name, parts.paths.kernels / name)
+        log("stray sandbox destroyed", sandbox_id=name)
+    except SandboxError as exc:
+        log("stray sandbox stays", level=logging.ERROR, error=exc, sandbox_id=name)
+
+
+async def _children(folder: Path) -> set[str]:
+    try:
+        return set(await asyncio.to_thread(os.listdir, folder))
+    except FileNotFoundError:
+        return set()
