@@ -91,7 +91,8 @@ def torpor_home(config: str = "", **environ: str) -> Iterator[Path]:
 
 def start(cwd: Path, **kwargs: object) -> tuple[KernelManager, BlockingKernelClient]:
     """Start a sandboxed kernel with the stock synchronous manager and wait until it answers."""
-    km = KernelManager(kernel_name=str(kwargs.pop("kernel_name", KERNEL)))
+    name, transport = kwargs.pop("kernel_name", KERNEL), kwargs.pop("transport", "tcp")
+    km = KernelManager(kernel_name=str(name), transport=transport)
     km.start_kernel(cwd=str(cwd), **kwargs)
     kc = km.client()
     kc.start_channels()

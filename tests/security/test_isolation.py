@@ -44,7 +44,8 @@ def scene(
         home = stack.enter_context(torpor_home())  # its daemon lives in the same private network
         arguments = build(stack, home, workspace, interface)
         for folder in (tmp_path_factory.mktemp("neighbour-ws"), workspace):
-            km, kc = start(folder)
+            # ipc: threads of this process that were started before stay in the other network
+            km, kc = start(folder, transport="ipc")
             stack.callback(km.shutdown_kernel, now=True)
             stack.callback(kc.stop_channels)
             if folder != workspace:
