@@ -27,7 +27,7 @@ from torpor.api import LaunchRequest
 from torpor.client import Client
 from torpor.config import process_environment, user_paths
 from torpor.connection import Connection
-from torpor.errors import BackendUnavailable, ConfigError, SandboxGone
+from torpor.errors import BackendUnavailable, ConfigError, SandboxError, SandboxGone
 from torpor.http_errors import shown_by_servers
 from torpor.kernel_request import choose_workspace, explicit_env, kernel_argv, within
 from torpor.lifecycle import run_to_end
@@ -216,15 +216,29 @@ class TorporProvisioner(KernelProvisionerBase):
             self._held = request.client.holder
             state = await self._client.launch(request)
             self._started(request, state, _session(kwargs))
-        except BaseException:
+        except BaseException as exc:
             self._running = False
             if first:
                 self._connection.withdraw()
+            elif isinstance(exc, SandboxError):
+                self._let_restarter_go_on()
             if first and self._held:
                 await self._undo()
             raise
         self._running = True
         return self.connection_info
+
+    def _let_restarter_go_on(self) -> None:
+        """Have the manager's restarter try again after a failed restart, and give up one day.
+
+        A restart stops it until the kernel is there again, and it counts only restarts that
+        returned: those of jupyter_client's own provisioner always do. Without this nobody would
+        ever be told that the kernel is dead.
+        """
+        restarter = getattr(self.parent, "_restarter", None)
+        if restarter is not None:
+            restarter._restarting = True
+            restarter.start()
 
     async def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> LaunchRequest:
         cwd = os.path.abspath(os.path.expanduser(kwargs.get("cwd") or os.getcwd()))

@@ -450,6 +450,23 @@ async def test_a_dead_kernel_is_restarted_automatically(jupyter, victim):
     km.context.destroy(linger=0)
 
 
+async def test_a_kernel_that_cannot_be_restarted_is_given_up(jupyter):
+    km = AsyncIOLoopKernelManager(kernel_name="sandboxed")
+    await km.start_kernel()
+    km._restarter.restart_limit, km._restarter.time_to_dead = 2, 0.2
+    km._restarter._pcallback.callback_time = 200
+    restarts, deaths = [], []
+    km.add_restart_callback(lambda: restarts.append(1), "restart")
+    km.add_restart_callback(lambda: deaths.append(1), "dead")
+    km.provisioner.kernel_spec.argv = [sys.executable, "-c", "raise SystemExit('broken')"]
+    await km.provisioner.kill()
+    await eventually(lambda: deaths, within_s=20)
+    assert len(restarts) == 2
+    await km.shutdown_kernel(now=True)
+    assert await jupyter.client.kernels() == []
+    km.context.destroy(linger=0)
+
+
 async def test_another_process_takes_over(km, jupyter):
     await km.start_kernel()
     told = json.dumps(await km.provisioner.get_provisioner_info())
