@@ -59,7 +59,8 @@ async def daemon(home, backend, stuck=""):
             registry.close()
 
 
-def nothing_left(home, supervisor, registry):
+async def nothing_left(home, supervisor, registry):
+    assert (await supervisor._parts.bridge.call("list"))["kernels"] == []
     assert supervisor.kernels == {}
     assert registry.kernels == {}
     assert registry.sandboxes == {}
@@ -83,10 +84,10 @@ async def test_cancelled_at_each_step(home, step, times):
         await asyncio.sleep(0.4)
         for _ in range(times):
             launch.cancel()
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002 if times == 2 else 0)
         with pytest.raises(asyncio.CancelledError):
             await launch
-        nothing_left(home, supervisor, registry)
+        await nothing_left(home, supervisor, registry)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -95,7 +96,7 @@ async def test_failed_at_each_step(home, step):
     async with daemon(home, backend, stuck) as (supervisor, registry):
         with pytest.raises(LaunchError, match="on purpose"):
             await supervisor.launch(home.request(argv=argv), Template(), None)
-        nothing_left(home, supervisor, registry)
+        await nothing_left(home, supervisor, registry)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -105,7 +106,7 @@ async def test_timed_out_at_each_step(home, step):
         request = home.request(argv=argv, start_timeout_s=1)
         with pytest.raises(LaunchError, match="not ready in 1 s"):
             await supervisor.launch(request, Template(), None)
-        nothing_left(home, supervisor, registry)
+        await nothing_left(home, supervisor, registry)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -119,7 +120,7 @@ async def test_closed_in_the_middle(home, step):
         assert launch.done()
         with pytest.raises(asyncio.CancelledError):
             await launch
-        nothing_left(home, supervisor, registry)
+        await nothing_left(home, supervisor, registry)
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -133,7 +134,7 @@ async def test_a_replacement_cancelled(home, times):
         await asyncio.sleep(0.6)
         for _ in range(times):
             launch.cancel()
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002 if times == 2 else 0)
         with pytest.raises(asyncio.CancelledError):
             await launch
         assert kernel.state == "gone"
@@ -141,7 +142,7 @@ async def test_a_replacement_cancelled(home, times):
         again = await supervisor.launch(home.request(), Template(), None)
         assert again.row.client == endpoints
         await supervisor.delete("k1")
-        nothing_left(home, supervisor, registry)
+        await nothing_left(home, supervisor, registry)
 
 
 async def test_deleting_is_finished_when_cancelled(home):
@@ -154,4 +155,4 @@ async def test_deleting_is_finished_when_cancelled(home):
         with pytest.raises(asyncio.CancelledError):
             await deletion
         await eventually(lambda: not supervisor.kernels)
-        nothing_left(home, supervisor, registry)
+        await nothing_left(home, supervisor, registry)
