@@ -29,6 +29,7 @@ from typing import Any
 LAUNCHER = "ipykernel_launcher"
 _MAJOR = "7"
 _LIMIT_OF_LIBZMQ = 1000
+_SUBSCRIPTIONS_S = 0.2  # how long a new subscriber may wait for its welcome
 
 
 class Section:
@@ -101,28 +102,22 @@ def _thread_methods(section: Section, cls: Any, zmq: Any) -> dict[str, Callable[
     cls._setup_xpub_listener, cls.send_multipart  # noqa: B018 (AttributeError if they are gone)
 
     def subscriptions(self: Any) -> None:
-        # sending may swallow the edge that announces a subscription, so it is looked for each time
-        socket = self.socket
-        while (
-            socket is not None and not socket.closed and socket.getsockopt(zmq.EVENTS) & zmq.POLLIN
-        ):
-            handle_subscription(self, socket.recv_multipart(zmq.NOBLOCK))
+        with section:
+            socket = self.socket
+            while socket is not None and not socket.closed:
+                if not socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                    break
+                handle_subscription(self, socket.recv_multipart(zmq.NOBLOCK))
+        # not by the socket's descriptor: each message sent from another thread would wake this one
+        self.io_loop.call_later(_SUBSCRIPTIONS_S, subscriptions, self)
 
     def _setup_xpub_listener(self: Any) -> None:
-        if not hasattr(self.socket, "getsockopt") or self.socket.getsockopt(zmq.TYPE) != zmq.XPUB:
-            return
-
-        def ready(fd: int, events: int) -> None:
-            with section:
-                subscriptions(self)
-
-        self.io_loop.add_handler(self.socket.fileno(), ready, self.io_loop.READ)
+        if hasattr(self.socket, "getsockopt") and self.socket.getsockopt(zmq.TYPE) == zmq.XPUB:
+            self.io_loop.call_later(_SUBSCRIPTIONS_S, subscriptions, self)
 
     def _really_send(self: Any, msg: Any, *args: Any, **kwargs: Any) -> None:
         with section:
             really_send(self, msg, *args, **kwargs)
-            if self._is_master_process() and hasattr(self.socket, "getsockopt"):
-                subscriptions(self)
 
     return {
         "_setup_xpub_listener": _setup_xpub_listener,
@@ -132,15 +127,27 @@ def _thread_methods(section: Section, cls: Any, zmq: Any) -> dict[str, Callable[
 
 
 def _stream_methods(section: Section, cls: Any) -> dict[str, Callable[..., None]]:
-    """Give the methods of OutStream: whoever flushes sends, nobody waits for another thread."""
-    flush_in_thread = cls._flush
-    cls.flush  # noqa: B018 (AttributeError if it is gone)
+    """Give the methods of OutStream: whoever flushes sends, and one timer serves many writes."""
+    flush_now = cls._flush
+    cls.flush, cls._schedule_flush, cls.flush_interval  # noqa: B018 (AttributeError if one is gone)
 
     def _flush(self: Any) -> None:
         with section:  # so that two threads cannot send what they took in the other order
-            flush_in_thread(self)
+            flush_now(self)
 
-    return {"_flush": _flush, "flush": _flush}
+    def _schedule_flush(self: Any) -> None:
+        # ipykernel forgets its timer at each flush, so that every flushed print wakes the thread
+        if getattr(self, "_torpor_timer", False):
+            return
+        self._torpor_timer = True
+
+        def due() -> None:
+            self._torpor_timer = False
+            self._flush()
+
+        self.pub_thread.schedule(lambda: self._io_loop.call_later(self.flush_interval, due))
+
+    return {"_flush": _flush, "flush": _flush, "_schedule_flush": _schedule_flush}
 
 
 def _without_limit(init_iopub: Callable[..., None], zmq: Any) -> Callable[..., None]:
