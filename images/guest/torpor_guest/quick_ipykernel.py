@@ -29,7 +29,7 @@ from typing import Any
 LAUNCHER = "ipykernel_launcher"
 _MAJOR = "7"
 _LIMIT_OF_LIBZMQ = 1000
-_SUBSCRIPTIONS_S = 0.2  # how long a new subscriber may wait for its welcome
+_SUBSCRIPTIONS_S = 1.0  # how long a new subscriber may wait for its welcome
 
 
 class Section:
