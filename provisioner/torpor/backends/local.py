@@ -20,6 +20,7 @@ from typing import Any
 
 from torpor.backends import local_cgroups
 from torpor.backends.base import Exit, Handle, SandboxSpec
+from torpor.backends.local_byte_code import compile_folders
 from torpor.backends.local_cgroups import Cgroups, find_cgroups
 from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
 from torpor.backends.local_layout import Layout
@@ -258,10 +259,13 @@ def make_local_backend(
         and has_every_uid(Path("/proc/self/uid_map").read_text())
         and _has_root_rights(Path("/proc/self/status").read_text())
     )
+    if guest is None:
+        guest = installed_guest()
+        compile_folders(guest.folders.values())
     return LocalBackend(
         runsc=runsc.resolve(),
         runsc_build=runsc_build,
-        guest=guest or installed_guest(),
+        guest=guest,
         user=User.current(home, search_path),
         cgroups=find_cgroups(uid=os.geteuid()),
         slots=UidSlots(slots_folder, FIRST_UID, UIDS) if full else None,
