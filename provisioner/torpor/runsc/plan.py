@@ -97,7 +97,7 @@ def launch_plan(
     )
     tree = [
         *_base_tree(machine, f"{directory}/log"),
-        *_rootfs_tree(folders, in_root, boot),
+        *_rootfs_tree(folders, in_root, boot, [each.at for each in mounts]),
         *({"do": "point", "at": ROOTFS + each.at} for each in mounts),
         *_mount_sources(mounts, workspace),
         _file(f"{_BUNDLE}/config.json", json.dumps(config), 0o400),
@@ -190,8 +190,12 @@ def _base_tree(machine: Machine, log: str) -> list[dict[str, Any]]:
 
 
 def _rootfs_tree(
-    folders: HostFolders, in_root: Sequence[str], boot: Mapping[str, Any]
+    folders: HostFolders, in_root: Sequence[str], boot: Mapping[str, Any], points_of: Sequence[str]
 ) -> list[dict[str, Any]]:
+    # A mount point cannot lie behind a link: gVisor would follow it into the other folder.
+    shortcuts = {"/var/tmp": "/tmp", "/var/run": "/run"}
+    for at in [at for at in shortcuts if any(within(each, at) for each in [*in_root, *points_of])]:
+        del shortcuts[at]
     points = (
         "/proc",
         "/sys",
@@ -207,8 +211,7 @@ def _rootfs_tree(
     )
     return [
         *(_directory(ROOTFS + each) for each in points),
-        {"do": "symlink", "at": f"{ROOTFS}/var/tmp", "to": "/tmp"},
-        {"do": "symlink", "at": f"{ROOTFS}/var/run", "to": "/run"},
+        *({"do": "symlink", "at": ROOTFS + at, "to": to} for at, to in shortcuts.items()),
         {"do": "symlink", "at": f"{ROOTFS}/etc/mtab", "to": "/proc/self/mounts"},
         *({"do": "symlink", "at": ROOTFS + at, "to": to} for at, to in folders.links.items()),
         *(_bind(each, ROOTFS + each) for each in folders.system),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,3 +314,12 @@ async def test_workspace_whose_owner_cannot_be_mapped_is_read_only(
     finally:
         syscalls.unmount(str(workspace))
     assert subject.leftovers() == []
+
+
+async def test_workspace_below_a_folder_that_is_a_link_in_sandboxes(subject: LocalSubject) -> None:
+    with tempfile.TemporaryDirectory(prefix="torpor-ws-", dir="/var/tmp") as folder:
+        (Path(folder) / "data.txt").write_text("found")
+        spec = subject.spec(workspace=Path(folder), cwd=folder)
+        async with running(subject, spec) as sandbox:
+            read = f"answer = open({folder + '/data.txt'!r}).read()"
+            assert await sandbox.run(read) == "found"
