@@ -33,6 +33,7 @@ from torpor.daemon.processes import start_ticks
 from torpor.start import daemon_argv
 
 from tests.home import find_runsc
+from tests.world import processes_of
 
 LOCAL = os.environ.get("TORPOR_TEST_BACKEND") == "local"
 FAKE_DAEMON = str(Path(__file__).parents[2] / "fakes/process_daemon.py")
@@ -85,7 +86,7 @@ class Home:
 
     def processes(self) -> dict[int, str]:
         """Give every live process of ours but the test's own."""
-        found = {}
+        found = processes_of(self.path)  # knows sandboxes, whose command lines do not name the home
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue

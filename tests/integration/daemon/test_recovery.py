@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from jupyter_client.asynchronous import AsyncKernelClient
 from torpor.daemon.processes import start_ticks
@@ -325,9 +326,8 @@ async def test_right_after_the_bridge_died(home, act):
 
 async def test_a_guest_that_does_not_obey_is_ended_with_its_sandbox(home):
     state = await home.client.launch(home.request())
-    for pid, line in home.processes().items():
-        if state["sandbox"]["id"] in line and pid != state["sandbox"]["pid"]:
-            os.kill(pid, signal.SIGSTOP)
+    for process in psutil.Process(state["sandbox"]["pid"]).children(recursive=True):
+        process.suspend()
     await home.client.kill("k1")
     after = await home.client.kernel("k1")
     assert (after["status"], after["exit_code"]) == ("gone", -9)
