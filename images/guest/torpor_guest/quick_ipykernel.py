@@ -29,7 +29,8 @@ from typing import Any
 LAUNCHER = "ipykernel_launcher"
 _MAJOR = "7"
 _LIMIT_OF_LIBZMQ = 1000
-_SUBSCRIPTIONS_S = 1.0  # how long a new subscriber may wait for its welcome
+# How often a subscriber is looked for: until the first one, the guest, is there, and from then on.
+_SOON_S, _LATER_S = 0.02, 1.0
 
 
 class Section:
@@ -101,22 +102,30 @@ def _thread_methods(section: Section, cls: Any, zmq: Any) -> dict[str, Callable[
     handle_subscription = cls._handle_subscription
     cls._setup_xpub_listener, cls.send_multipart  # noqa: B018 (AttributeError if they are gone)
 
-    def subscriptions(self: Any) -> None:
-        with section:
-            socket = self.socket
-            while socket is not None and not socket.closed:
-                if not socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                    break
-                handle_subscription(self, socket.recv_multipart(zmq.NOBLOCK))
+    def look(self: Any) -> None:
+        """Answer the subscriptions that have arrived; in the section."""
+        socket = self.socket
+        while socket is not None and not socket.closed:
+            if not socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                return
+            handle_subscription(self, socket.recv_multipart(zmq.NOBLOCK))
+            self._torpor_greeted = True
+
+    def look_again(self: Any) -> None:
         # not by the socket's descriptor: each message sent from another thread would wake this one
-        self.io_loop.call_later(_SUBSCRIPTIONS_S, subscriptions, self)
+        with section:
+            look(self)
+        greeted = getattr(self, "_torpor_greeted", False)
+        self.io_loop.call_later(_LATER_S if greeted else _SOON_S, look_again, self)
 
     def _setup_xpub_listener(self: Any) -> None:
         if hasattr(self.socket, "getsockopt") and self.socket.getsockopt(zmq.TYPE) == zmq.XPUB:
-            self.io_loop.call_later(_SUBSCRIPTIONS_S, subscriptions, self)
+            self.io_loop.call_later(_SOON_S, look_again, self)
 
     def _really_send(self: Any, msg: Any, *args: Any, **kwargs: Any) -> None:
         with section:
+            if not hasattr(self, "_torpor_greeted") and hasattr(self.socket, "getsockopt"):
+                look(self)  # the guest's welcome comes before the first message
             really_send(self, msg, *args, **kwargs)
 
     return {
