@@ -26,6 +26,8 @@ from typing import Any
 
 import pytest
 import torpor.client
+import zmq.asyncio
+from jupyter_client.manager import AsyncKernelManager
 from torpor.api import CHANNELS, Endpoints, LaunchRequest
 from torpor.client import Client, NotRunning
 from torpor.config import user_paths
@@ -165,3 +167,67 @@ async def _close(home: Home) -> list[str]:
     while (left := home.left()) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     return left
+
+
+TOKEN = "server-token-that-must-not-leak"
+
+
+def write_spec(home, name="sandboxed", **changes):
+    folder = home.path / "jupyter/kernels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "argv": list(IPYKERNEL),
+        "display_name": "Python (sandboxed)",
+        "language": "python",
+        "metadata": {
+            "supported_encryption": ["curve"],
+            "kernel_provisioner": {"provisioner_name": "torpor-provisioner"},
+        },
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec | changes))
+
+
+@pytest.fixture
+def jupyter(home, monkeypatch):
+    """A Jupyter of the test's own, in whose environment there is a token."""
+    monkeypatch.setenv("JUPYTER_PATH", str(home.path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(home.path / "jr"))
+    monkeypatch.setenv("IPYTHONDIR", str(home.path / "ipython"))
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", TOKEN)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    monkeypatch.chdir(home.path)
+    write_spec(home)
+    return home
+
+
+@contextlib.asynccontextmanager
+async def client_of(km):
+    client = km.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=20)
+        yield client
+    finally:
+        client.stop_channels()
+
+
+async def run(client, code):
+    printed = []
+
+    def hear(message):
+        if message["msg_type"] == "stream":
+            printed.append(message["content"]["text"])
+
+    reply = await client.execute_interactive(code, output_hook=hear, timeout=20)
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return "".join(printed)
+
+
+@pytest.fixture
+async def km(jupyter):
+    # A context of our own: the manager would close one that it made with the first kernel.
+    manager = AsyncKernelManager(kernel_name="sandboxed", context=zmq.asyncio.Context())
+    yield manager
+    if manager.provisioner is not None:
+        await manager.provisioner.cleanup(restart=False)
+    manager.context.destroy(linger=0)
