@@ -16,7 +16,6 @@ the limit is lifted.
 If this ipykernel is not as expected, it is started unchanged.
 """
 
-import importlib
 import os
 import runpy
 import signal
@@ -39,6 +38,7 @@ class Section:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._depth = 0
+        self._handler: Any = None
         self._interrupted = False
         self._main = threading.main_thread().ident
         os.register_at_fork(
@@ -52,15 +52,17 @@ class Section:
         self._main = threading.get_ident()
         self._depth = 0
 
-    def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """Handle SIGINT: at once, or at the end of the section that the main thread is in."""
-        if self._depth:
-            self._interrupted = True
-        else:
-            signal.default_int_handler(signum, frame)
+    def _keep(self, signum: int, frame: FrameType | None) -> None:
+        self._interrupted = True
 
     def __enter__(self) -> None:
         if threading.get_ident() == self._main:
+            # Put in each time, not once: whatever handles SIGINT (a cell may set its own) stays it, and
+            # a cell that is interrupted elsewhere shows no frame of ours.
+            if not self._depth:
+                self._handler = signal.getsignal(signal.SIGINT)
+                if self._handler is not None:  # None: not set from Python, and not to be set again
+                    signal.signal(signal.SIGINT, self._keep)
             self._depth += 1
         self._lock.acquire()
 
@@ -68,9 +70,11 @@ class Section:
         self._lock.release()
         if threading.get_ident() == self._main:
             self._depth -= 1
-            if self._interrupted and not self._depth:
-                self._interrupted = False
-                raise KeyboardInterrupt
+            if not self._depth and self._handler is not None:
+                signal.signal(signal.SIGINT, self._handler)
+                if self._interrupted:
+                    self._interrupted = False
+                    signal.raise_signal(signal.SIGINT)
 
 
 def speed_up() -> None:
@@ -79,17 +83,12 @@ def speed_up() -> None:
     import zmq
     from ipykernel import iostream, kernelapp
 
-    kernelbase: Any = importlib.import_module("ipykernel.kernelbase")
-
     if ipykernel._version.__version__.split(".")[0] != _MAJOR:
         raise ImportError("another major version of ipykernel")
     section = Section()
-    if kernelbase.default_int_handler is not signal.default_int_handler:
-        raise AttributeError("somebody else handles SIGINT")
     thread = _thread_methods(section, iostream.IOPubThread, zmq)
     stream = _stream_methods(section, iostream.OutStream)
     init_iopub = _without_limit(kernelapp.IPKernelApp.init_iopub, zmq)
-    kernelbase.default_int_handler = section.interrupt
     kernelapp.IPKernelApp.init_iopub = init_iopub  # type: ignore[method-assign]
     for cls, methods in ((iostream.IOPubThread, thread), (iostream.OutStream, stream)):
         for name, method in methods.items():
