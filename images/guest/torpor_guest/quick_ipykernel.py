@@ -16,6 +16,8 @@ the limit is lifted.
 If this ipykernel is not as expected, it is started unchanged.
 """
 
+import functools
+import importlib
 import os
 import runpy
 import signal
@@ -33,12 +35,17 @@ _SOON_S, _LATER_S = 0.02, 1.0
 
 
 class Section:
-    """A lock around the iopub socket that also keeps SIGINT back while the main thread holds it."""
+    """A lock around the iopub socket that also keeps SIGINT back while the main thread holds it.
+
+    ``interrupt`` is the handler of SIGINT: at once as Python's own, inside the section a note for its end.
+    It is a partial whose function changes, because that leaves no frame of ours in the traceback of an
+    interrupted cell, and because setting another handler for each message is four system calls.
+    """
 
     def __init__(self) -> None:
+        self.interrupt = functools.partial(signal.default_int_handler)
         self._lock = threading.RLock()
         self._depth = 0
-        self._handler: Any = None
         self._interrupted = False
         self._main = threading.main_thread().ident
         os.register_at_fork(
@@ -55,14 +62,13 @@ class Section:
     def _keep(self, signum: int, frame: FrameType | None) -> None:
         self._interrupted = True
 
+    def _handle_with(self, handler: Callable[..., None]) -> None:
+        self.interrupt.__setstate__((handler, (), {}, {}))  # type: ignore[attr-defined]
+
     def __enter__(self) -> None:
         if threading.get_ident() == self._main:
-            # Put in each time, not once: whatever handles SIGINT (a cell may set its own) stays it, and
-            # a cell that is interrupted elsewhere shows no frame of ours.
             if not self._depth:
-                self._handler = signal.getsignal(signal.SIGINT)
-                if self._handler is not None:  # None: not set from Python, and not to be set again
-                    signal.signal(signal.SIGINT, self._keep)
+                self._handle_with(self._keep)
             self._depth += 1
         self._lock.acquire()
 
@@ -70,11 +76,11 @@ class Section:
         self._lock.release()
         if threading.get_ident() == self._main:
             self._depth -= 1
-            if not self._depth and self._handler is not None:
-                signal.signal(signal.SIGINT, self._handler)
+            if not self._depth:
+                self._handle_with(signal.default_int_handler)
                 if self._interrupted:
                     self._interrupted = False
-                    signal.raise_signal(signal.SIGINT)
+                    raise KeyboardInterrupt
 
 
 def speed_up() -> None:
@@ -83,12 +89,17 @@ def speed_up() -> None:
     import zmq
     from ipykernel import iostream, kernelapp
 
+    kernelbase: Any = importlib.import_module("ipykernel.kernelbase")
+
     if ipykernel._version.__version__.split(".")[0] != _MAJOR:
         raise ImportError("another major version of ipykernel")
     section = Section()
+    if kernelbase.default_int_handler is not signal.default_int_handler:
+        raise AttributeError("somebody else handles SIGINT")
     thread = _thread_methods(section, iostream.IOPubThread, zmq)
     stream = _stream_methods(section, iostream.OutStream)
     init_iopub = _without_limit(kernelapp.IPKernelApp.init_iopub, zmq)
+    kernelbase.default_int_handler = section.interrupt
     kernelapp.IPKernelApp.init_iopub = init_iopub  # type: ignore[method-assign]
     for cls, methods in ((iostream.IOPubThread, thread), (iostream.OutStream, stream)):
         for name, method in methods.items():
