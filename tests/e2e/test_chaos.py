@@ -89,6 +89,17 @@ def test_daemon(home: Path, tmp_path: Path, at: float) -> None:
     wait_clean(home)
 
 
+def restart_after_death(km: KernelManager, kc: BlockingKernelClient) -> None:
+    """The death is seen in bounded time, and the restarted kernel is a fresh one."""
+    deadline = time.monotonic() + 10
+    while km.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    km.restart_kernel(now=True)
+    kc.wait_for_ready(timeout=30)
+    assert value(kc, "'i' in globals()") == "False"
+
+
 @pytest.mark.parametrize("at", moments("kernel"))
 def test_kernel(home: Path, tmp_path: Path, at: float) -> None:
     km, kc = start(tmp_path)
@@ -98,13 +109,7 @@ def test_kernel(home: Path, tmp_path: Path, at: float) -> None:
     got, idle = numbers(kc, msg_id, until=time.monotonic() + at + 3)
     assert not idle
     assert got == list(range(len(got)))
-    deadline = time.monotonic() + 10
-    while km.is_alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    km.restart_kernel(now=True)
-    kc.wait_for_ready(timeout=30)
-    assert value(kc, "'i' in globals()") == "False"
+    restart_after_death(km, kc)
     kc.stop_channels()
     km.shutdown_kernel(now=True)
     wait_clean(home)
@@ -121,13 +126,7 @@ def test_runsc(home: Path, tmp_path: Path, at: float) -> None:
     got, idle = numbers(kc, msg_id, until=time.monotonic() + 3)
     assert not idle
     assert got == list(range(len(got)))
-    deadline = time.monotonic() + 10
-    while km.is_alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    km.restart_kernel(now=True)
-    kc.wait_for_ready(timeout=30)
-    assert value(kc, "'i' in globals()") == "False"
+    restart_after_death(km, kc)
     assert list(km.ports) == ports
     kc.stop_channels()
     km.shutdown_kernel(now=True)

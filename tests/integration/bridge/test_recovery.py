@@ -150,9 +150,7 @@ async def test_a_cell_goes_on_when_the_bridge_is_killed_under_it(world: World) -
     assert reply["content"]["status"] == "ok"
     assert found == sorted(set(found), key=int)
     assert found[-1] == "299"
-    # What libzmq had not written is gone, and what came before this client subscribed again: the
-    # busier the machine, the later. Never more than the second that the bridge waits for it.
-    assert len(found) >= 250
+    assert len(found) >= 290
 
 
 async def test_the_daemon_may_die_without_anybody_noticing(world: World) -> None:
