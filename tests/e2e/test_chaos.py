@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.manager import KernelManager
 
 from tests.e2e.cells import reply_to, value
 from tests.home import start, torpor_home
