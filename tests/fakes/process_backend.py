@@ -139,7 +139,15 @@ class ProcessBackend:
         return _start_ticks(handle.pid) == handle.pid_start
 
     async def _kill(self, pid: int) -> None:
+        # Stopped first: `unshare` must not fork between our look and its end, as its --kill-child
+        # takes hold only after the fork.
         with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            while _state(pid) not in ("T", "Z", "X", ""):
+                await asyncio.sleep(0.001)
+            for child in _children(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
         while _start_ticks(pid) is not None:
             with contextlib.suppress(ChildProcessError):
@@ -156,6 +164,21 @@ class ProcessBackend:
 def _unshare() -> list[str]:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return ["unshare", *user, "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _state(pid: int) -> str:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat[stat.rindex(")") + 2]
 
 
 def _start_ticks(pid: int) -> int | None:
