@@ -30,7 +30,7 @@ from torpor.bridge.signing import Signer
 from torpor.bridge.sockets import Socket
 from torpor.link import Channel, Message, Opened, QueueFull
 
-RESUME_SUBSCRIBERS_S = 1.0
+RESUME_SUBSCRIBERS_S = 3.0
 RESUME_CLIENTS_S = 2.0
 STATUS_TIMEOUT_S = 10.0
 
