@@ -87,7 +87,9 @@ class BridgeClient:
                 f"the bridge did not answer {op!r} in {timeout_s:g} s"
             ) from exc
         except OSError as exc:
-            self._lost = True  # writing tells of it before the reader does; who asks again must know
+            self._lost = (
+                True  # writing tells of it before the reader does; who asks again must know
+            )
             raise BackendUnavailable("the connection to the bridge is lost") from exc
         finally:
             self._waiting.pop(ident, None)

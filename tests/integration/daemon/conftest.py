@@ -30,9 +30,9 @@ import zmq.asyncio
 from jupyter_client.manager import AsyncKernelManager
 from torpor.api import CHANNELS, Endpoints, LaunchRequest
 from torpor.client import Client, NotRunning
-from torpor.errors import Busy
 from torpor.config import user_paths
 from torpor.daemon.processes import start_ticks
+from torpor.errors import Busy
 from torpor.start import daemon_argv
 
 from tests.home import find_runsc
