@@ -54,7 +54,8 @@ def write_kernelspec(base: Path, name: str = KERNEL, **changes: object) -> None:
 def torpor_home(config: str = "", **environ: str) -> Iterator[Path]:
     """Make a fresh home and export it to this process; its daemon is stopped and the world checked.
 
-    ``config`` becomes its ``torpor_config.py``; ``environ`` is exported too.
+    ``config`` becomes its ``torpor_config.py``; ``environ`` is exported too. The pool is off unless
+    ``config`` switches it on: tests of other things need not share their processors with it.
     """
     runsc = find_runsc()
     if runsc is None:
@@ -66,7 +67,9 @@ def torpor_home(config: str = "", **environ: str) -> Iterator[Path]:
     (home / "data" / "runsc").symlink_to(runsc)
     (home / "jr").mkdir(mode=0o700)
     (home / "config").mkdir()
-    (home / "config" / "torpor_config.py").write_text(config)
+    (home / "config" / "torpor_config.py").write_text(
+        f"c.TorporDaemon.pool = False\n{config}"
+    )
     write_kernelspec(home / "jupyter")
     saved = dict(os.environ)
     os.environ.update(

@@ -129,6 +129,32 @@ def parse_launch_request(body: object) -> LaunchRequest:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class GoldenRequest:
+    """What kind of kernel a golden should serve: a ``LaunchRequest`` that is nobody's."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    kernel_name: str = ""
+    template: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    workspace: str | None = None
+
+
+def parse_golden_request(body: object) -> GoldenRequest:
+    """Give the request in ``body``. Raises ConfigError, naming the field that is wrong."""
+    fields = _mapping(body, "the golden request")
+    template, workspace = fields.get("template"), fields.get("workspace")
+    return GoldenRequest(
+        argv=_argv(fields.get("argv")),
+        cwd=_absolute(_text(fields, "cwd"), "cwd"),
+        kernel_name=_text(fields, "kernel_name", default=""),
+        template=None if template is None else _text(fields, "template"),
+        env=_env(fields.get("env")),
+        workspace=None if workspace is None else _absolute(workspace, "workspace"),
+    )
+
+
 def parse_endpoints(body: object) -> Endpoints:
     """Give the endpoints in ``body``. Raises ConfigError, naming the field that is wrong."""
     fields = _mapping(body, "client")

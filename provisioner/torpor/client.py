@@ -110,27 +110,27 @@ class Client:
         """
         limit_s = (request.start_timeout_s or _LONGEST_LAUNCH_S) + CALL_TIMEOUT_S
         # A daemon that dies meanwhile takes the half-made kernel with it: asking again is safe.
-        return await self._call("POST", "/v1/kernels", request.to_json(), timeout_s=limit_s)
+        return await self.call("POST", "/v1/kernels", request.to_json(), timeout_s=limit_s)
 
     async def kernels(self) -> list[dict[str, Any]]:
         """Give the state of every kernel."""
-        return list((await self._call("GET", "/v1/kernels"))["kernels"])
+        return list((await self.call("GET", "/v1/kernels"))["kernels"])
 
     async def kernel(self, kernel_id: str) -> dict[str, Any]:
         """Give the state of one kernel. Raises SandboxGone."""
-        return await self._call("GET", _path(kernel_id))
+        return await self.call("GET", _path(kernel_id))
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         """Send a signal to the kernel's process group. Raises SandboxGone."""
-        await self._call("POST", _path(kernel_id, "signal"), {"signum": signum}, again=False)
+        await self.call("POST", _path(kernel_id, "signal"), {"signum": signum}, again=False)
 
     async def kill(self, kernel_id: str) -> None:
         """Kill the kernel's processes; its sandbox stays. Raises SandboxGone."""
-        await self._call("POST", _path(kernel_id, "kill"), {})
+        await self.call("POST", _path(kernel_id, "kill"), {})
 
     async def terminate(self, kernel_id: str) -> None:
         """Ask the kernel's processes to end (SIGTERM). Raises SandboxGone."""
-        await self._call("POST", _path(kernel_id, "terminate"), {})
+        await self.call("POST", _path(kernel_id, "terminate"), {})
 
     async def adopt(self, kernel_id: str, *, lease: bool) -> None:
         """Tie the kernel's life to this process instead of its present owner, or to nobody.
@@ -138,7 +138,7 @@ class Client:
         Raises:
             SandboxGone: there is no such kernel.
         """
-        await self._call("POST", _path(kernel_id, "adopt"), {"lease": lease})
+        await self.call("POST", _path(kernel_id, "adopt"), {"lease": lease})
 
     async def wait(self, kernel_id: str, *, timeout_s: float) -> int | None:
         """Give the exit code once the kernel has ended, None after ``timeout_s``.
@@ -146,7 +146,7 @@ class Client:
         Raises:
             SandboxGone: there is no such kernel.
         """
-        answer = await self._call(
+        answer = await self.call(
             "GET",
             f"{_path(kernel_id, 'wait')}?timeout_s={timeout_s}",
             timeout_s=timeout_s + _PROBE_S,
@@ -161,15 +161,15 @@ class Client:
         """
         path = _path(kernel_id) + (f"?holder={holder}" if holder else "")
         try:
-            await self._call("DELETE", path)
+            await self.call("DELETE", path)
         except SandboxGone:
             return
 
     async def templates(self) -> list[dict[str, Any]]:
         """Give every template. Raises ConfigError."""
-        return list((await self._call("GET", "/v1/templates"))["templates"])
+        return list((await self.call("GET", "/v1/templates"))["templates"])
 
-    async def _call(
+    async def call(
         self,
         method: str,
         path: str,

@@ -78,6 +78,26 @@ class TorporDaemon(Configurable):
         help="""Kernels that may be starting at the same time; the others wait for their turn. 0: as
         many as there are processors, at least 2, because more only slow each other down.""",
     ).tag(config=True)
+    pool: Bool[bool, bool | int] = Bool(
+        True,
+        help="""Keep goldens and let clones of them wait, as many as recent demand deserves. Off:
+        every kernel is started cold. Templates bound it (`pool_most`).""",
+    ).tag(config=True)
+    reserve_bytes: Int[int, int] = Int(
+        1 << 30,
+        min=0,
+        help="""Memory that no waiting clone and no new kernel may take: 1 GiB for everything else
+        on this machine. A start that would is refused as "at capacity".""",
+    ).tag(config=True)
+    most_kernels: Int[int, int] = Int(
+        0, min=0, help="Kernels that may exist at the same time; 0: as many as memory allows."
+    ).tag(config=True)
+    goldens_max_bytes: Int[int, int] = Int(
+        4 << 30,
+        min=0,
+        help="""Disk space for goldens, of which each has some 50 MiB and what its warm-up loads.
+        Beyond it those go that were not used for longest.""",
+    ).tag(config=True)
     log_max_bytes: Int[int, int] = Int(
         8 << 20, min=1 << 12, help="Size in bytes at which the log is rotated: about 40,000 lines."
     ).tag(config=True)
@@ -94,6 +114,10 @@ class DaemonSettings:
     concurrent_starts: int = 2
     log_max_bytes: int = 8 << 20
     log_keep: int = 3
+    pool: bool = True
+    reserve_bytes: int = 1 << 30
+    most_kernels: int = 0
+    goldens_max_bytes: int = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +178,10 @@ def load_settings(paths: Paths, environ: Mapping[str, str] | None = None) -> Set
             concurrent_starts=daemon.concurrent_starts or max(2, os.cpu_count() or 2),
             log_max_bytes=daemon.log_max_bytes,
             log_keep=daemon.log_keep,
+            pool=daemon.pool,
+            reserve_bytes=daemon.reserve_bytes,
+            most_kernels=daemon.most_kernels,
+            goldens_max_bytes=daemon.goldens_max_bytes,
         ),
     )
     settings.template(None)  # a wrong default is an error now, not at the first launch

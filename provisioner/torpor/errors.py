@@ -67,6 +67,13 @@ class LaunchTimeout(LaunchError):
     http_status = 504
 
 
+class AtCapacity(LaunchError):
+    """This machine has no room for another kernel now. Nothing is left behind; later it may work."""
+
+    code = "at_capacity"
+    http_status = 503
+
+
 class SandboxGone(SandboxError):
     """The kernel or its sandbox does not exist (any more); success for whoever wanted to stop it."""
 
@@ -100,6 +107,7 @@ _CLASSES: tuple[type[SandboxError], ...] = (
     ProgramNotFound,
     LaunchError,
     LaunchTimeout,
+    AtCapacity,
     SandboxGone,
     BackendUnavailable,
     Busy,

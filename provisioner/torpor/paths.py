@@ -61,6 +61,10 @@ class Paths:
         return self.state / "k"
 
     @property
+    def goldens(self) -> Path:
+        return self.state / "goldens"
+
+    @property
     def log(self) -> Path:
         return self.state / "torpord.log"
 

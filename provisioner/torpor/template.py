@@ -35,6 +35,29 @@ ENV_ALLOW = (
 )
 
 
+ENV_AT_START = (
+    "PYTHON*",
+    "LD_*",
+    "LANG",
+    "LANGUAGE",
+    "LC_*",
+    "MALLOC_*",
+    "GLIBC_TUNABLES",
+    "OMP_*",
+    "OPENBLAS_*",
+    "MKL_*",
+    "NUMEXPR_*",
+    "BLIS_*",
+    "KMP_*",
+    "MPL*",
+    "IPYTHON*",
+    "IPYKERNEL_*",
+    "PYDEVD_*",
+    "TORPOR_*",
+)
+"""Variables that programs and libraries read once, when they start or are imported."""
+
+
 class WorkspaceMode(StrEnum):
     """How the user's folder appears in the sandbox, under its host path."""
 
@@ -63,6 +86,14 @@ class Template:
     ``env_allow``     names, or prefixes ending in ``*``, taken over from the client's environment
     ``env``           fixed variables; a request's explicit ones win over them
     ``read_only``     further host folders, bound read-only under their host path
+    ``pool_least``, ``pool_most``  clones that wait to be claimed: kept without any demand, and at
+    most for one kind of kernel; ``pool_most`` 0 = no clones, every start is a cold one
+    ``pool_keep_s``   seconds after the last start of a kind in which clones of it still wait
+    ``warm_up``       modules that a golden has imported; with a ``?`` one may be missing
+    ``env_at_start``  names, or prefixes ending in ``*``, that count when the kernel's program starts:
+    kernels that differ in them come from different goldens. All others are set at the claim
+    ``claim_code``    for kernels other than ipykernel: code in the kernel's language that a claim
+    runs silently; ``{claim}`` in it becomes a JSON object with ``env`` and ``cwd``
 
     Raises:
         ConfigError: a value is impossible; the message names the template and the field.
@@ -83,6 +114,12 @@ class Template:
     read_only: tuple[str, ...] = ()
     network: Network = Network.NONE
     start_timeout_s: float = 60.0
+    pool_least: int = 0
+    pool_most: int = 4
+    pool_keep_s: float = 1800.0
+    warm_up: tuple[str, ...] = ("numpy?",)
+    env_at_start: tuple[str, ...] = ENV_AT_START
+    claim_code: str = ""
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
@@ -99,6 +136,11 @@ class Template:
             raise self._wrong("cpu_milli", "must be 0 (no limit) or at least 10")
         if not self.start_timeout_s > 0:
             raise self._wrong("start_timeout_s", "must be more than 0")
+        if self.pool_least > self.pool_most:
+            raise self._wrong("pool_least", f"is more than pool_most ({self.pool_most})")
+        for module in self.warm_up:
+            if not all(part.isidentifier() for part in module.removesuffix("?").split(".")):
+                raise self._wrong("warm_up", f"{module!r} is not the name of a module")
         for path in self.read_only:
             pure = PurePosixPath(path)
             if not pure.is_absolute() or ".." in pure.parts or pure == PurePosixPath("/"):
@@ -131,4 +173,7 @@ _LEAST = {
     "tmp_bytes": MIB,
     "shm_bytes": MIB,
     "open_files": 256,
+    "pool_least": 0,
+    "pool_most": 0,
+    "pool_keep_s": 1,
 }

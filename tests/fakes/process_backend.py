@@ -23,7 +23,16 @@ from typing import Any
 
 import torpor.link
 import torpor_guest
-from torpor.backends.base import FROM_GUEST, GUEST_STDERR, TO_GUEST, Exit, Handle, SandboxSpec
+from torpor.backends.base import (
+    FROM_GUEST,
+    GUEST_STDERR,
+    TO_GUEST,
+    Exit,
+    Handle,
+    Lineage,
+    NotClonable,
+    SandboxSpec,
+)
 from torpor.errors import LaunchError, ProgramNotFound
 
 GUEST = Path(torpor_guest.__path__[0])
@@ -71,6 +80,12 @@ class ProcessBackend:
             "start_timeout_s": spec.start_timeout_s,
             "kernel_name": spec.kernel_name,
         }
+
+    def lineage(self, spec: SandboxSpec) -> Lineage:
+        raise NotClonable("there is no gVisor here that could save anything")
+
+    async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
+        raise LaunchError("there is no gVisor here that could save anything")
 
     async def start(self, spec: SandboxSpec) -> Handle:
         await self._step("start")

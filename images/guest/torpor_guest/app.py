@@ -18,6 +18,7 @@ from torpor_guest.relay import Relay
 from torpor_guest.rpc import Rpc
 from torpor_guest.spawn import SpawnError, kill_descendants
 from torpor_guest.wires import Wires
+from torpor_guest.zmtp import Part
 
 TYPE_CHECKING = False  # as mypy knows it; typing itself takes 20 ms to import
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ _FORWARDED = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2,
 class Guest:
     """Everything of one sandbox. ``run`` returns when the host or a signal told it to end."""
 
-    def __init__(self, boot: Boot, folder: str, link_fds: tuple[int, int]) -> None:
+    def __init__(
+        self, boot: Boot, folder: str, link_fds: tuple[int, int], line_fd: int = -1
+    ) -> None:
         queues = {**Limits().queue_bytes, Channel.IOPUB: boot.buffer_bytes}
         limits = Limits(queue_bytes=queues)
         self._loop = Loop()
@@ -43,7 +46,7 @@ class Guest:
             FifoStream(*link_fds),
             boot.buffer_bytes,
             lambda body: self._rpc.serve(body),
-            lambda parts: self._probe.replied(parts),
+            lambda parts: self._on_own_reply(parts),
             lambda welcome: self._probe.heard(welcome),
             self._takes,
             self._loop.stop,
@@ -67,8 +70,25 @@ class Guest:
             emit,
             self._relay.count_dropped,
         )
-        self._rpc = Rpc(self._kernel, emit, self._leave)
+        self._on_own_reply = self._probe.replied
+        more = self._golden_methods(boot, line_fd) if boot.golden else None
+        self._rpc = Rpc(self._kernel, emit, self._leave, more)
         self._loop.after_each = self._relay.flush
+
+    def _golden_methods(self, boot: Boot, line_fd: int) -> dict[str, Any]:
+        from torpor_guest.golden import Golden
+        from torpor_guest.kernel_line import KernelLine
+        from torpor_guest.silent import Silent
+
+        silent = Silent(self._loop, boot.key, self._wires)
+
+        def replied(parts: list[Part]) -> None:
+            self._probe.replied(parts)
+            silent.replied(parts)
+
+        self._on_own_reply = replied
+        line = KernelLine(self._loop, line_fd) if line_fd >= 0 else None
+        return Golden(self._kernel, self._probe, silent, line).methods()
 
     def run(self, params: StartParams | None, launched: Launched | SpawnError | None) -> None:
         """Serve until told to end, then leave no process of ours behind."""

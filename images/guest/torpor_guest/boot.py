@@ -6,7 +6,7 @@ the kernel is spawned, and in a sandbox those two imports cost 50 ms of everybod
 ::
 
     {"version": 1, "key": str, "start": StartParams | null, "stderr_tail_bytes": int,
-     "buffer_bytes": int}
+     "buffer_bytes": int, "golden": bool}
     StartParams = {"argv": [str], "env": {str: str}, "cwd": "/abs", "start_timeout_s": number,
                    "kernel_name": str}
 """
@@ -41,17 +41,26 @@ class StartParams:
 
 
 class Boot:
-    """The parsed boot.json; ``key`` signs the private connection and is never logged."""
+    """The parsed boot.json; ``key`` signs the private connection and is never logged.
 
-    __slots__ = ("buffer_bytes", "key", "start", "stderr_tail_bytes")
+    ``golden``: this sandbox will be checkpointed, and its clones claimed (see ``golden``).
+    """
+
+    __slots__ = ("buffer_bytes", "golden", "key", "start", "stderr_tail_bytes")
 
     def __init__(
-        self, key: str, start: StartParams | None, stderr_tail_bytes: int, buffer_bytes: int
+        self,
+        key: str,
+        start: StartParams | None,
+        stderr_tail_bytes: int,
+        buffer_bytes: int,
+        golden: bool = False,
     ) -> None:
         self.key = key
         self.start = start
         self.stderr_tail_bytes = stderr_tail_bytes
         self.buffer_bytes = buffer_bytes
+        self.golden = golden
 
 
 def parse_boot(text: str) -> Boot:
@@ -77,6 +86,7 @@ def parse_boot(text: str) -> Boot:
         None if start is None else parse_start(start),
         _positive(body, "stderr_tail_bytes", 8192),
         _positive(body, "buffer_bytes", 268435456),
+        body.get("golden") is True,
     )
 
 

@@ -11,8 +11,14 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def harden(*, reap_orphans: bool) -> None:
+_PR_CAPBSET_DROP = 24
+_CAP_SETPCAP, _CAP_SYS_ADMIN = 8, 21
+
+
+def harden(*, reap_orphans: bool, alone_with_rights: bool = False) -> None:
     """Make this process undumpable and, if asked, the parent of its orphaned descendants.
+
+    ``alone_with_rights``: what it may do more than others (mount), no program it starts may.
 
     Raises:
         OSError: the system refused, or there is no way to ask it.
@@ -20,6 +26,9 @@ def harden(*, reap_orphans: bool) -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
     if reap_orphans:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if alone_with_rights:
+        for capability in (_CAP_SYS_ADMIN, _CAP_SETPCAP):
+            _prctl(_PR_CAPBSET_DROP, capability)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -127,6 +127,12 @@ class Kernel:
         self._deadline = self._loop.after(params.start_timeout_s, self._timeout)
         self._wires.open(launched.connection.ports)
 
+    def claimed(self, params: StartParams) -> None:
+        """Take note that this kernel is somebody's now, started as if with ``params``; tell again
+        that it is ready."""
+        self._params = params
+        self._tell_ready()
+
     def restart(self, params: StartParams | None, then: Done) -> None:
         """Kill the old process with all of its session, then start ``params`` (None = as before).
 
@@ -201,8 +207,11 @@ class Kernel:
         self._end_start()
         self.state = "ready"
         self._kernel_info, self._welcome = kernel_info, welcome
+        self._tell_ready()
+
+    def _tell_ready(self) -> None:
         event = {"event": "ready", "generation": self.generation, "pid": self.pid}
-        self._emit({**event, "kernel_info": kernel_info, "iopub_welcome": welcome})
+        self._emit({**event, "kernel_info": self._kernel_info, "iopub_welcome": self._welcome})
 
     def _timeout(self) -> None:
         assert self._params is not None

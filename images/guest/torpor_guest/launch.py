@@ -1,5 +1,7 @@
 """One kernel process with its connection file: made together, removed together."""
 
+import os
+
 from torpor_guest.boot import StartParams
 from torpor_guest.connection import Connection, make_connection
 from torpor_guest.spawn import Spawned, SpawnError, spawn
@@ -8,20 +10,25 @@ _LAUNCHER = "ipykernel_launcher"
 _QUICK = __file__.rpartition("/")[0] + "/quick_ipykernel.py"
 # A kernelspec or template that sets this variable gets ipykernel exactly as it is installed.
 PLAIN_VARIABLE = "TORPOR_PLAIN_IPYKERNEL"
+# Tells quick_ipykernel.py which descriptor is its end of the line; gone before user code runs.
+LINE_VARIABLE = "TORPOR_CLAIM_FD"
 
 
 class Launched:
     """A kernel process that was started, and where it will listen."""
 
-    __slots__ = ("connection", "process")
+    __slots__ = ("connection", "line_fd", "process")
 
-    def __init__(self, connection: Connection, process: Spawned) -> None:
+    def __init__(self, connection: Connection, process: Spawned, line_fd: int = -1) -> None:
         self.connection = connection
         self.process = process
+        self.line_fd = line_fd
 
 
-def launch(params: StartParams, folder: str, key: str) -> Launched:
+def launch(params: StartParams, folder: str, key: str, *, with_line: bool = False) -> Launched:
     """Start ``params`` with a fresh connection file in ``folder``.
+
+    ``with_line`` asks for a line into the kernel (``kernel_line``), which ipykernel alone can have.
 
     Raises:
         SpawnError: it could not be started; nothing is left behind.
@@ -33,10 +40,28 @@ def launch(params: StartParams, folder: str, key: str) -> Launched:
     try:
         plain = PLAIN_VARIABLE in params.env
         argv = kernel_argv(params.argv, connection.path, plain=plain)
+        if with_line and _QUICK in argv:
+            return _launch_with_line(connection, argv, params)
         return Launched(connection, spawn(argv, params.env, params.cwd))
     except BaseException:
         connection.remove()
         raise
+
+
+def _launch_with_line(
+    connection: Connection, argv: tuple[str, ...], params: StartParams
+) -> Launched:
+    from torpor_guest.kernel_line import line_pair
+
+    ours, theirs = line_pair()
+    try:
+        env = {**params.env, LINE_VARIABLE: "3"}
+        return Launched(connection, spawn(argv, env, params.cwd, theirs), ours)
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
 
 
 def kernel_argv(

@@ -39,6 +39,7 @@ class Probe:
         self._on_ready: OnReady | None = None
         self._timer: Timer | None = None
         self._asked = 0
+        self._requests = 0
         self._heard = False
         self._welcome = False
         self._answer: dict[str, Any] | None = None
@@ -50,6 +51,12 @@ class Probe:
         self._asked = 0
         self._heard = self._welcome = False
         self._answer = None
+
+    def ask_again(self, then: Callable[[dict[str, Any]], None]) -> None:
+        """Ask a kernel that is ready whether it still is; ``then`` gets its kernel_info, or nothing
+        ever happens."""
+        self.arm(lambda kernel_info, _welcome: then(kernel_info))
+        self._ask()
 
     def disarm(self) -> None:
         """Ask no more. Twice is fine."""
@@ -108,7 +115,8 @@ class Probe:
 
     def _ask(self) -> None:
         self._asked += 1
-        request = kernel_info_request(self._key, f"torpor-probe-{self._asked}")
+        self._requests += 1  # kernels take a message they have seen already for a replay
+        request = kernel_info_request(self._key, f"torpor-probe-{self._requests}")
         self._wires.by_channel[Channel.SHELL].send(request)
 
 

@@ -180,7 +180,15 @@ def _without_limit(init_iopub: Callable[..., None], zmq: Any) -> Callable[..., N
     return init
 
 
+def _listen() -> None:
+    """Where this kernel is to be cloned, let the guest make it somebody's later."""
+    fd = os.environ.pop("TORPOR_CLAIM_FD", None)
+    if fd is not None:
+        importlib.import_module("kernel_claim").listen(int(fd))
+
+
 if __name__ == "__main__":
+    _listen()
     if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # not with -I or -P
         sys.path[0] = ""  # what ``python -m`` has there; our folder is the guest's, not the user's
     try:

@@ -38,7 +38,13 @@ class RpcError(Exception):
 class Rpc:
     """Serves requests; answers go through ``emit``, at once or when the work is done."""
 
-    def __init__(self, kernel: Kernel, emit: Emit, leave: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        emit: Emit,
+        leave: Callable[[], None],
+        more: dict[str, Callable[[dict[str, Any], Answer], None]] | None = None,
+    ) -> None:
         self._kernel = kernel
         self._emit = emit
         self._leave = leave
@@ -49,6 +55,7 @@ class Rpc:
             "status": lambda _params, answer: answer({"result": kernel.status()}),
             "ping": lambda _params, answer: answer({"result": {}}),
             "exit": self._exit,
+            **(more or {}),
         }
 
     def serve(self, body: bytes) -> None:

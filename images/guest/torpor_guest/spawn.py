@@ -21,8 +21,10 @@ class Spawned:
         self.output_fd = output_fd
 
 
-def spawn(argv: tuple[str, ...], env: dict[str, str], cwd: str) -> Spawned:
+def spawn(argv: tuple[str, ...], env: dict[str, str], cwd: str, third_fd: int = -1) -> Spawned:
     """Execute ``argv`` in ``cwd`` with exactly ``env``, stdin empty. The caller owns pid and fd.
+
+    ``third_fd``, if given, becomes the program's descriptor 3.
 
     Raises:
         SpawnError: no such program or folder, or it cannot be executed; nothing is left behind.
@@ -36,7 +38,8 @@ def spawn(argv: tuple[str, ...], env: dict[str, str], cwd: str) -> Spawned:
         os.set_blocking(write_fd, True)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            pid = _exec(argv, env, ((null, 0), (write_fd, 1), (write_fd, 2)))
+            fds = ((null, 0), (write_fd, 1), (write_fd, 2))
+            pid = _exec(argv, env, fds if third_fd < 0 else (*fds, (third_fd, 3)))
         finally:
             os.close(null)
     except BaseException:

@@ -18,19 +18,20 @@ def main(argv: list[str]) -> None:
     except (OSError, BootError) as exc:
         print(f"torpor guest: {exc}", file=sys.stderr, flush=True)
         sys.exit(_EXIT_BAD_BOOT)
-    harden(reap_orphans=os.getpid() != 1)
+    harden(reap_orphans=os.getpid() != 1, alone_with_rights=boot.golden)
     folder = _private_folder(argv[1])
     launched: Launched | SpawnError | None = None
     if boot.start is not None:
         try:
-            launched = launch(boot.start, folder, boot.key)
+            launched = launch(boot.start, folder, boot.key, with_line=boot.golden)
         except SpawnError as exc:
             launched = exc
     # Not before: the kernel's own start-up takes longest, and it has begun.
     from torpor_guest.app import Guest
 
     try:
-        Guest(boot, folder, (0, 1)).run(boot.start, launched)
+        line_fd = launched.line_fd if isinstance(launched, Launched) else -1
+        Guest(boot, folder, (0, 1), line_fd).run(boot.start, launched)
     finally:
         _remove(folder)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from torpor.errors import SandboxGone
+from torpor.errors import SandboxError, SandboxGone
 from torpor.template import Template
 
 HANDLE_VERSION = 1
@@ -15,6 +15,16 @@ HANDLE_VERSION = 1
 TO_GUEST = "to_guest"
 FROM_GUEST = "from_guest"
 GUEST_STDERR = "guest_stderr"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The folder of a checkpoint: the sandbox is to be restored from it, or saved into it."""
+
+    folder: Path
+    restore: bool
+    read_only: bool = False
+    """How the workspace is mounted in every clone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +48,33 @@ class SandboxSpec:
     directory: Path
     kernel_name: str
     start_timeout_s: float
+    image: Image | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """Which golden serves a sandbox, and what a clone of it needs to become that sandbox.
+
+    ``key`` is a digest of all that a golden fixes: programs, environment, limits, mounts, runsc,
+    processor. ``golden`` is what to build it from; the builder sets id, directory, key and image.
+    ``workspace`` and ``mode`` are what every clone is restored with. ``claim`` holds the parameters
+    of the guest's ``claim``: ``env``, ``unset``, ``cwd``, ``workspace``, ``code``, ``start``.
+    ``watched`` are the host folders that packages are installed into.
+    """
+
+    key: str
+    golden: SandboxSpec
+    read_only: bool
+    workspace: str | None
+    mode: str
+    claim: Mapping[str, Any] = field(repr=False)
+    watched: tuple[str, ...]
+    processor: tuple[str, ...] = ()
+    """Features of the processor, which a machine that restores must have, too."""
+
+
+class NotClonable(SandboxError):
+    """No golden can serve this sandbox: it is started cold. The message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +152,21 @@ class Backend(Protocol):
 
         Raises:
             ConfigError: the request cannot work (argv[0] missing, workspace unreadable).
+        """
+
+    def lineage(self, spec: SandboxSpec) -> Lineage:
+        """Give what golden could serve ``spec``. Reads the host's files, changes nothing.
+
+        Raises:
+            NotClonable: none; the sandbox has to be started cold.
+            ConfigError: the request cannot work at all.
+        """
+
+    async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
+        """Save a sandbox into ``spec.image``; it has ended then, whether that worked or not.
+
+        Raises:
+            LaunchError: it could not be saved; what is in the folder is of no use.
         """
 
     async def start(self, spec: SandboxSpec) -> Handle:

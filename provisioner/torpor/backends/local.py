@@ -19,22 +19,24 @@ from pathlib import Path
 from typing import Any
 
 from torpor.backends import local_cgroups
-from torpor.backends.base import Exit, Handle, SandboxSpec
+from torpor.backends.base import Exit, Handle, Lineage, SandboxSpec
 from torpor.backends.local_byte_code import compile_folders
 from torpor.backends.local_cgroups import Cgroups, find_cgroups
 from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
 from torpor.backends.local_layout import Layout
+from torpor.backends.local_lineage import lineage
 from torpor.backends.local_slots import FIRST_UID, UIDS, UidSlots, has_every_uid
 from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
-from torpor.runsc.plan import Machine
-from torpor.runsc.spawn import Spawned
-from torpor.template import GIB, MIB
+from torpor.runsc.plan import Machine, checkpoint_argv
+from torpor.runsc.spawn import Spawned, run_beside
+from torpor.template import GIB, MIB, WorkspaceMode
 
 _log = logging.getLogger(__name__)
 
 _KILL_S = 10.0
+_CHECKPOINT_S = 60.0
 _UNDO_S = 20.0
 
 Step = Callable[[str], Awaitable[None]]
@@ -94,6 +96,16 @@ class LocalBackend:
     def start_params(self, spec: SandboxSpec) -> dict[str, Any]:
         return self._design(spec).start
 
+    def lineage(self, spec: SandboxSpec) -> Lineage:
+        return lineage(
+            spec,
+            guest=self.guest,
+            machine=self._machine(),
+            user=self.user,
+            private=self.private,
+            build=self.runsc_build,
+        )
+
     async def start(self, spec: SandboxSpec) -> Handle:
         undo = AsyncExitStack()
         undo.push_async_callback(self._free, spec.sandbox_id, spec.directory)
@@ -127,6 +139,27 @@ class LocalBackend:
         layout.plan.unlink(missing_ok=True)  # it holds the key and the environment
         return handle
 
+    async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
+        """Save the sandbox into ``spec.image``; it has ended then, whether that worked or not.
+
+        The files belong to this user afterwards. If cancelled, the sandbox is of no use any more.
+
+        Raises:
+            LaunchError: it could not be saved (disk full, a state that gVisor cannot save).
+        """
+        assert spec.image is not None
+        overlay = spec.template.workspace is WorkspaceMode.OVERLAY
+        argv = checkpoint_argv(
+            spec.sandbox_id, overlay_bytes=spec.template.tmp_bytes if overlay else None
+        )
+        owner = (handle.uid, handle.uid) if self.slots else None
+        try:
+            await run_beside(handle.pid, owner, argv, within_s=_CHECKPOINT_S)
+        except TimeoutError as exc:
+            raise LaunchError(f"the checkpoint took more than {_CHECKPOINT_S:g} s") from exc
+        finally:
+            _take_back(spec.image.folder)
+
     async def exited(self, handle: Handle) -> Exit:
         code = await pidfd.ended(handle.pid, handle.pid_start)
         return Exit(_reason(handle, code))
@@ -139,21 +172,31 @@ class LocalBackend:
     async def alive(self, handle: Handle) -> bool:
         return pidfd.start_ticks(handle.pid) == handle.pid_start
 
-    def _design(self, spec: SandboxSpec) -> Design:
+    def _machine(self) -> Machine:
         sidecars = self.runsc.parent / "gvisor-bin"
-        machine = Machine(
+        return Machine(
             runsc=str(self.runsc),
             runsc_sidecars=str(sidecars) if sidecars.is_dir() else None,
             cpus=len(os.sched_getaffinity(0)),
             memory_is_capped="memory" in self.cgroups.controllers,
         )
-        return design(spec, guest=self.guest, machine=machine, user=self.user, private=self.private)
+
+    def _design(self, spec: SandboxSpec) -> Design:
+        return design(
+            spec,
+            guest=self.guest,
+            machine=self._machine(),
+            user=self.user,
+            private=self.private,
+        )
 
     def _claim_uid(self, spec: SandboxSpec) -> int:
         if self.slots is None:
             return os.geteuid()
         uid = self.slots.claim(spec.sandbox_id, spec.directory)
         os.chown(Layout(spec.directory).log, uid, uid)
+        if spec.image is not None and not spec.image.restore:
+            os.chown(spec.image.folder, uid, uid)
         return uid
 
     def _handle(
@@ -222,6 +265,14 @@ _HINTS = {
 def _machine_error(directory: Path, exc: OSError) -> LaunchError:
     hint = _HINTS.get(exc.errno or 0, "")
     return LaunchError(f"cannot make the sandbox in {directory}: {exc.strerror}", hint=hint)
+
+
+def _take_back(folder: Path) -> None:
+    """Make what a sandbox's uid has written ours alone."""
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+        if not path.is_symlink():
+            path.chmod(0o700 if path is folder else 0o600)
 
 
 def _reason(handle: Handle, exit_code: int | None) -> str | None:

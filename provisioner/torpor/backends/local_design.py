@@ -24,6 +24,7 @@ from torpor.runsc.plan import (
     GUEST_FOLDER,
     LINK_FOLDER,
     HostFolders,
+    ImageFolder,
     Machine,
     launch_plan,
 )
@@ -92,6 +93,40 @@ def design(
     Raises:
         ConfigError: argv[0] is missing or cannot be shown, or the workspace cannot be read.
     """
+    seen = survey(spec, guest=guest, user=user, private=private)
+    start = start_params(spec, seen)
+    restored = spec.image is not None and spec.image.restore
+    granted = seen.granted
+    plan = launch_plan(
+        sandbox_id=spec.sandbox_id,
+        directory=str(spec.directory),
+        template=spec.template,
+        machine=machine,
+        folders=seen.folders,
+        workspace=granted.mount,
+        process=GuestProcess(argv=guest.argv, env=_guest_env()),
+        boot={} if restored else _boot(spec, start),  # the guest of a checkpoint has read its own
+        image=_image(spec),
+    )
+    plan["workspace"] = {
+        "path": granted.mount.path if granted.mount else None,
+        "mode": granted.mode.value,
+        "reason": granted.reason,
+    }
+    return Design(plan, start)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What of the host a sandbox would see."""
+
+    environment: Environment
+    granted: Granted
+    folders: HostFolders
+
+
+def survey(spec: SandboxSpec, *, guest: GuestCode, user: User, private: tuple[str, ...]) -> Survey:
+    """Look at the host for ``spec``. Raises as ``design``."""
     environment = find_environment(
         spec.argv,
         guest.argv[0],
@@ -111,24 +146,15 @@ def design(
         prefixes=environment.prefixes,
         private=private,
     )
-    folders = _folders(spec, environment, granted, guest, own_code)
-    boot = _boot(spec, environment, granted, folders)
-    plan = launch_plan(
-        sandbox_id=spec.sandbox_id,
-        directory=str(spec.directory),
-        template=spec.template,
-        machine=machine,
-        folders=folders,
-        workspace=granted.mount,
-        process=GuestProcess(argv=guest.argv, env=_guest_env()),
-        boot=boot,
+    return Survey(environment, granted, _folders(spec, environment, granted, guest, own_code))
+
+
+def _image(spec: SandboxSpec) -> ImageFolder | None:
+    if spec.image is None:
+        return None
+    return ImageFolder(
+        path=str(spec.image.folder), restore=spec.image.restore, read_only=spec.image.read_only
     )
-    plan["workspace"] = {
-        "path": granted.mount.path if granted.mount else None,
-        "mode": granted.mode.value,
-        "reason": granted.reason,
-    }
-    return Design(plan, boot["start"])
 
 
 def _folders(
@@ -170,10 +196,9 @@ def _guest_env() -> dict[str, str]:
     return {"HOME": HOME, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
-def _boot(
-    spec: SandboxSpec, environment: Environment, granted: Granted, folders: HostFolders
-) -> dict[str, Any]:
-    """Give the guest's ``boot.json``: what to start as soon as it runs."""
+def start_params(spec: SandboxSpec, seen: Survey) -> dict[str, Any]:
+    """Give the guest's StartParams: the kernel's program, its whole environment, its folder."""
+    environment, granted, folders = seen.environment, seen.granted, seen.folders
     env = {
         "HOME": HOME,
         "USER": USER,
@@ -193,17 +218,22 @@ def _boot(
         cwd = spec.cwd
     else:
         cwd = HOME
-    start = {
+    return {
         "argv": [environment.executable, *spec.argv[1:]],
         "env": env,
         "cwd": cwd,
         "start_timeout_s": spec.start_timeout_s,
         "kernel_name": spec.kernel_name,
     }
+
+
+def _boot(spec: SandboxSpec, start: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the guest's ``boot.json``: what to start as soon as it runs."""
     return {
         "version": BOOT_VERSION,
         "key": spec.key,
         "start": start,
         "stderr_tail_bytes": STDERR_TAIL_BYTES,
         "buffer_bytes": BUFFER_BYTES,
+        "golden": spec.image is not None,
     }

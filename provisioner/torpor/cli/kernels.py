@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torpor.cli.command import Command
+from torpor.cli.pool import first_line
 from torpor.cli.reach import kernels_now
 from torpor.cli.text import age, table
 
@@ -15,6 +16,8 @@ class KernelsCommand(Command):
     name = "torpor kernels"
     description = """List the kernels that this user's daemon holds.
 
+    START says how a kernel was started, quickest first: claimed (a clone that waited), cloned (from
+    a golden), created (cold), and for the slower two why.
     Starts nothing: where no daemon runs there are no kernels."""
 
     def run(self) -> int:
@@ -26,8 +29,15 @@ class KernelsCommand(Command):
 def _text(kernels: list[dict[str, Any]]) -> str:
     if not kernels:
         return "no kernels"
-    headers = ["KERNEL", "NAME", "TEMPLATE", "STATUS", "STATE", "STARTED", "ACTIVE", "WORKSPACE"]
-    return table(headers, [_row(kernel) for kernel in kernels])
+    headers = ["KERNEL", "NAME", "TEMPLATE", "STATUS", "STATE", "START", "STARTED", "ACTIVE"]
+    return table([*headers, "WORKSPACE"], [_row(kernel) for kernel in kernels])
+
+
+def start_text(kernel: Mapping[str, Any]) -> str:
+    """Give how a kernel was started and, unless that was the quickest way, why. Pure."""
+    start = kernel.get("start") or {}
+    how, why = start.get("how") or "-", start.get("why")
+    return f"{how}: {first_line(why)}" if why else how
 
 
 def _row(kernel: Mapping[str, Any]) -> list[str]:
@@ -42,6 +52,7 @@ def _row(kernel: Mapping[str, Any]) -> list[str]:
         str(kernel.get("template") or "-"),
         status,
         str(kernel.get("execution_state") or "-"),
+        start_text(kernel),
         age(kernel.get("created_at")),
         age(kernel.get("last_activity")),
         f"{path} ({workspace.get('mode', '?')})" if path else "-",

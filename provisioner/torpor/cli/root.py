@@ -16,6 +16,7 @@ class TorporCommand(Command):
     torpor install-runsc              # get gVisor's runsc
     torpor kernelspec install         # offer "Python 3 (gVisor)" beside "Python 3"
     torpor kernels                    # what is running
+    torpor pool                       # which clones wait to be claimed, and why
     """)
     subcommands: dict[str, Any] = {  # noqa: RUF012 (traitlets' habit)
         "doctor": (
@@ -31,6 +32,11 @@ class TorporCommand(Command):
             "Add, list and remove sandboxed twins of installed kernels.",
         ),
         "kernels": ("torpor.cli.kernels.KernelsCommand", "List the kernels that the daemon holds."),
+        "golden": (
+            "torpor.cli.golden.GoldenCommand",
+            "List, build and remove goldens: saved kernels that others are started from.",
+        ),
+        "pool": ("torpor.cli.pool.PoolCommand", "Show the clones that wait to be claimed."),
         "templates": (
             "torpor.cli.templates.TemplatesCommand",
             "List the templates a kernel can be started from.",

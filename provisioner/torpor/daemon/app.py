@@ -21,17 +21,21 @@ from torpor.backends.base import Backend
 from torpor.config import DaemonSettings, Settings, SettingsSource
 from torpor.daemon.backend import ConfiguredBackend
 from torpor.daemon.bridge_keeper import BridgeKeeper
+from torpor.daemon.capacity import check_room
 from torpor.daemon.describe import described
 from torpor.daemon.handlers import routes
 from torpor.daemon.listen import listen
 from torpor.daemon.logs import log
+from torpor.daemon.machine import available_bytes
 from torpor.daemon.parts import Parts
+from torpor.daemon.pool_handlers import pool_routes
 from torpor.daemon.processes import Process
 from torpor.daemon.recovery import recover
 from torpor.daemon.registry import Registry
 from torpor.daemon.server import PeerCheckedServer, serve
 from torpor.daemon.settling import Settling
 from torpor.daemon.supervisor import Supervisor
+from torpor.daemon.warm import Warm, make_warm
 from torpor.errors import Busy, ConfigError
 from torpor.paths import Paths, private_folder
 
@@ -59,6 +63,7 @@ class Daemon:
         self.parts: Parts
         self._settling: Settling
         self.supervisor: Supervisor
+        self.warm: Warm | None = None
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Recover, serve, end when asked or when nothing is held for long enough.
@@ -85,9 +90,14 @@ class Daemon:
             settling = self._settling = Settling(self.parts)
             stack.push_async_callback(settling.aclose)
             at_once = self._settings.concurrent_starts
-            self.supervisor = Supervisor(self.parts, settling, at_once=at_once)
-            stack.push_async_callback(self.supervisor.aclose)
+            self.warm = make_warm(self.parts, self._settings) if self._settings.pool else None
+            self.supervisor = Supervisor(
+                self.parts, settling, at_once=at_once, warm=self.warm, room=self._room
+            )
             await recover(self.parts, settling)
+            if self.warm is not None:
+                await stack.enter_async_context(self.warm.running())
+            stack.push_async_callback(self.supervisor.aclose)
             bridge.find()  # the first launch will need it, and it takes a while to start
             server = self._serve()
             stack.push_async_callback(self._close_server, server)
@@ -102,7 +112,7 @@ class Daemon:
     def _serve(self) -> PeerCheckedServer:
         sock = listen(self._paths.daemon_socket)
         self._socket = _inode(self._paths.daemon_socket)
-        return serve(web.Application(routes(self)), sock)
+        return serve(web.Application(routes(self, pool_routes())), sock)
 
     async def _until_done(self) -> None:
         loop = asyncio.get_running_loop()
@@ -123,6 +133,15 @@ class Daemon:
             elif loop.time() - idle_since >= self._settings.idle_exit_s:
                 log("idle", seconds=self._settings.idle_exit_s)
                 return
+
+    def _room(self, starting: int) -> None:
+        check_room(
+            available_bytes=available_bytes(),
+            reserve_bytes=self._settings.reserve_bytes,
+            starting=starting,
+            kernels=len(self.supervisor.kernels) - 1,  # the one that asks is among them
+            most_kernels=self._settings.most_kernels,
+        )
 
     async def _close_server(self, server: PeerCheckedServer) -> None:
         server.stop()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torpor.backends.base import Backend, Exit, Handle, SandboxSpec
+from torpor.backends.base import Backend, Exit, Handle, Lineage, SandboxSpec
 from torpor.backends.local import LocalBackend, make_local_backend
 from torpor.config import SettingsSource, process_environment
 from torpor.paths import Paths
@@ -47,6 +47,13 @@ class ConfiguredBackend:
 
     def start_params(self, spec: SandboxSpec) -> Mapping[str, Any]:
         return self._local.start_params(spec)
+
+    def lineage(self, spec: SandboxSpec) -> Lineage:
+        runsc = self._find()
+        return replace(self._local, runsc=runsc.require(), runsc_build=runsc.build).lineage(spec)
+
+    async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
+        await (await self._usable()).checkpoint(spec, handle)
 
     async def start(self, spec: SandboxSpec) -> Handle:
         return await (await self._usable()).start(spec)

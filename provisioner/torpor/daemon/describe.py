@@ -3,6 +3,7 @@
 {"kernel_id": "5e1f...", "kernel_name": "python3", "template": "default",
  "status": "starting|running|exited|gone", "exit_code": null, "reason": null,
  "client": {"transport": "tcp", "ip": "127.0.0.1", "ports": {...}, ...}, "owner": {"pid": 71},
+ "start": {"how": "claimed|cloned|created|restarted|replaced", "why": "no clone was ready"},
  "created_at": "...", "last_activity": "...", "execution_state": "idle",
  "sandbox": {"id": "t0a1...", "pid": 93, "uid": 200001, "runsc": "/..."},
  "workspace": {"path": "/home/ada/work", "mode": "rw", "reason": ""}, "counters": {}}
@@ -49,6 +50,7 @@ def kernel_state(kernel: Kernel, parts: Parts, status: Mapping[str, Any]) -> dic
         "client": row.client.public_json(),
         "owner": None if row.owner is None else {"pid": row.owner.pid},
         "created_at": row.created_at,
+        "start": {"how": kernel.started_as or None, "why": kernel.start_reason or None},
         "last_activity": status.get("last_activity"),
         "execution_state": status.get("execution_state", "unknown"),
         "sandbox": {

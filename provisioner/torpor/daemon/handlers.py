@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tornado import iostream, web
@@ -200,8 +200,10 @@ class UnknownHandler(Handler):
         raise web.HTTPError(404, reason="no such path in the control API")
 
 
-def routes(daemon: Daemon) -> list[tuple[str, type[Handler], dict[str, Any]]]:
-    """Give the table of the control API."""
+def routes(
+    daemon: Daemon, more: Sequence[tuple[str, type[Handler]]] = ()
+) -> list[tuple[str, type[Handler], dict[str, Any]]]:
+    """Give the table of the control API, with ``more`` handlers of other modules."""
     kernel = r"/v1/kernels/([A-Za-z0-9._-]+)"
     table: list[tuple[str, type[Handler]]] = [
         (r"/v1/status", StatusHandler),
@@ -210,6 +212,7 @@ def routes(daemon: Daemon) -> list[tuple[str, type[Handler], dict[str, Any]]]:
         (r"/v1/kernels", KernelsHandler),
         (kernel, KernelHandler),
         (kernel + r"/([a-z]+)", ActionHandler),
+        *more,
         (r".*", UnknownHandler),
     ]
     return [(path, handler, {"daemon": daemon}) for path, handler in table]

@@ -31,6 +31,10 @@ class Kernel:
         self.sandbox_end: str | None = None
         """Why its last sandbox has ended; None while it lives."""
         self.sandbox_watch: asyncio.Task[Any] | None = None
+        self.start_reason = ""
+        """Why its last start was not the quickest kind; "" when it was."""
+        self.started_as = ""
+        """How it was started last: claimed, cloned, created, restarted, replaced."""
         self.owner_watch: ExitWatch | None = None
         self.owner_alive = True
         self._news = asyncio.Event()

@@ -1,5 +1,6 @@
 """Start a kernel: steps that allocate, each with its undo registered before it.
 
+    warm launch   take a clone (or restore one), bind endpoints, claim, live
     first launch  remember, prepare, start the sandbox, bind endpoints, kernel answers, live
     new sandbox   the same for a lost kernel, whose endpoints stay bound throughout
     new process   in the sandbox that lives: the guest replaces the kernel, files stay
@@ -19,7 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from torpor.backends.base import Handle
+from torpor.backends.base import Handle, Lineage
 from torpor.bridge.client import BridgeRefused
 from torpor.daemon.failures import guest_failure, never_its_turn, sandbox_failure, timed_out
 from torpor.daemon.guest_state import GuestState, Phase
@@ -29,13 +30,29 @@ from torpor.daemon.logs import log
 from torpor.daemon.parts import Parts
 from torpor.daemon.plan import Plan, fifos, sandbox_spec
 from torpor.daemon.records import KernelRow, SandboxRow
-from torpor.errors import BackendUnavailable, LaunchError, SandboxError
+from torpor.daemon.unclaimed import Clone
+from torpor.daemon.warm import OFF, Warm
+from torpor.errors import (
+    AtCapacity,
+    BackendUnavailable,
+    LaunchError,
+    LaunchTimeout,
+    SandboxError,
+)
 from torpor.lifecycle import Status, run_to_end
 
 CLOSE_S = 30.0
 _RPC_S = 10.0
 _MARGIN_S = 1.5
 """How much earlier than the daemon the guest gives up: its error says more than ours."""
+
+
+class NotBound(LaunchError):
+    """The endpoints that the client wants cannot be had: no other sandbox would change that."""
+
+
+_FINAL = (NotBound, LaunchTimeout)
+"""What ends a launch: a slower way to start would not help."""
 
 
 class Ask(Protocol):
@@ -59,30 +76,121 @@ class Launcher:
         at_once: int,
         watch: Callable[[Kernel, SandboxRow, Handle], None],
         ask: Ask,
+        warm: Warm | None = None,
+        room: Callable[[int], None] = lambda _starting: None,
     ) -> None:
         self._parts = parts
+        self._warm = warm
+        self._room = room
+        self._starting = 0
         self._turns = asyncio.Semaphore(at_once)
         self._watch = watch
         self._ask = ask
 
-    async def create(self, kernel: Kernel, plan: Plan) -> None:
-        """Make a kernel that never was, from its row on. All or nothing."""
+    async def create(self, kernel: Kernel, plan: Plan) -> str:
+        """Make a kernel that never was, from its row on; give how. All or nothing.
+
+        In this order: from a waiting clone, from a golden, cold. Each that fails is undone.
+        """
+        ends_at = asyncio.get_running_loop().time() + plan.limit_s
+        if self._warm is None:
+            kernel.start_reason = OFF
+            await self._create_cold(kernel, plan, ends_at)
+            return "created"
+        async with self._warm.pool.launching():
+            how = await self._create_warm(kernel, plan, ends_at)
+            if how is None:
+                how = "created"
+                await self._create_cold(kernel, plan, ends_at)
+        self._warm.count(how)
+        return how
+
+    async def _create_warm(self, kernel: Kernel, plan: Plan, ends_at: float) -> str | None:
+        assert self._warm is not None
+        row = kernel.row
+        nothing = SandboxRow("", row.kernel_id, self._parts.paths.kernels)
+        spec = sandbox_spec(kernel, nothing, plan, plan.limit_s)
+        choice = await self._warm.choose(spec)
+        kernel.start_reason = choice.why
+        if choice.lineage is None or choice.golden is None:
+            return None
+        clone = choice.clone
+        if clone is not None and await self._claimed(kernel, plan, ends_at, clone, choice.lineage):
+            return "claimed"
+        try:
+            async with self._turn(plan, ends_at):
+                clone = await self._warm.pool.clone(choice.golden, choice.lineage, spec)
+        except (AtCapacity, LaunchTimeout):
+            raise
+        except (SandboxError, OSError) as exc:
+            kernel.start_reason = f"the golden could not be restored: {exc}"
+            return None
+        if await self._claimed(kernel, plan, ends_at, clone, choice.lineage):
+            return "cloned"
+        return None
+
+    async def _claimed(
+        self, kernel: Kernel, plan: Plan, ends_at: float, clone: Clone, lineage: Lineage
+    ) -> bool:
+        """Claim ``clone``; False when it turned out to be of no use, and is gone."""
+        assert self._warm is not None
+        row = kernel.row
+        try:
+            await self._claim(kernel, plan, ends_at, clone, lineage)
+        except _FINAL:
+            raise
+        except SandboxError as exc:
+            kernel.row, kernel.start_reason = row, f"a clone could not be claimed: {exc}"
+            await self._warm.give_up(clone, exc)
+            return False
+        return True
+
+    async def _claim(
+        self, kernel: Kernel, plan: Plan, ends_at: float, clone: Clone, lineage: Lineage
+    ) -> None:
+        """Make ``clone`` this kernel, or destroy it."""
+        parts = self._parts
+        sandbox = replace(clone.row, kernel_id=kernel.row.kernel_id)
+        row = replace(kernel.row, guest_key=clone.golden.manifest.guest_key)
+        assert self._warm is not None
+        async with self._attempt(kernel, plan, ends_at) as undo:
+            undo.push_async_callback(self._free, kernel, sandbox.sandbox_id)
+            undo.callback(parts.registry.drop_kernel, row.kernel_id)
+            kernel.row = row
+            parts.registry.put_kernel(row)
+            parts.registry.put_sandbox(sandbox)
+            self._warm.unclaimed.held.discard(sandbox.sandbox_id)
+            kernel.guest, kernel.sandbox_end = GuestState(phase=Phase.STARTING), None
+            self._watch(kernel, sandbox, clone.handle)
+            undo.push_async_callback(self._unbind, kernel)
+            row = await self._bind(kernel, sandbox)
+            claim = {**lineage.claim, "hostname": sandbox.sandbox_id[:12]}
+            await parts.bridge.rpc(row.kernel_id, "claim", claim, timeout_s=_RPC_S)
+            await self._ready(kernel, plan, 1)
+            row = replace(row, status=Status.LIVE, sandbox_id=sandbox.sandbox_id, reason=None)
+            parts.registry.put_kernel(row)
+            kernel.row = row
+
+    async def _create_cold(self, kernel: Kernel, plan: Plan, ends_at: float) -> None:
         parts, row = self._parts, kernel.row
-        async with self._attempt(kernel, plan) as (undo, ends_at):
+        async with self._turn(plan, ends_at), self._attempt(kernel, plan, ends_at) as undo:
             undo.callback(parts.registry.drop_kernel, row.kernel_id)
             parts.registry.put_kernel(row)
             undo.push_async_callback(self._unbind, kernel)
             await self._boot(kernel, plan, undo, ends_at, bind=self._bind)
 
-    async def replace(self, kernel: Kernel, plan: Plan) -> None:
+    async def replace(self, kernel: Kernel, plan: Plan) -> str:
         """Give a lost kernel a new sandbox behind its old endpoints. All, or lost as before."""
-        async with self._attempt(kernel, plan) as (undo, ends_at):
+        ends_at = asyncio.get_running_loop().time() + plan.limit_s
+        async with self._turn(plan, ends_at), self._attempt(kernel, plan, ends_at) as undo:
             undo.push_async_callback(self._unlink, kernel)
             await self._boot(kernel, plan, undo, ends_at, bind=self._rebind)
+        return "replaced"
 
-    async def restart(self, kernel: Kernel, plan: Plan) -> None:
+    async def restart(self, kernel: Kernel, plan: Plan) -> str:
         """Replace the kernel process in its sandbox, which stays even if that fails."""
-        async with self._attempt(kernel, plan) as (undo, ends_at):
+        ends_at = asyncio.get_running_loop().time() + plan.limit_s
+        async with self._turn(plan, ends_at), self._attempt(kernel, plan, ends_at) as undo:
             make_links(kernel.row.client, kernel.row.kernel_id, self._parts.paths.client_sockets)
             undo.push_async_callback(self._stop_process, kernel)
             kernel.guest = replace(kernel.guest, phase=Phase.STARTING)
@@ -96,27 +204,48 @@ class Launcher:
             told = answer.get("generation")
             await self._ready(kernel, plan, told if isinstance(told, int) else generation)
             self._parts.registry.put_kernel(replace(kernel.row, reason=None))
+        return "restarted"
+
+    @asynccontextmanager
+    async def _turn(self, plan: Plan, ends_at: float) -> AsyncIterator[None]:
+        """Wait for a turn, first come first served, within the start timeout.
+
+        Raises:
+            LaunchTimeout: it never came.
+            AtCapacity: there is no room for another kernel.
+        """
+        self._room(self._starting)
+        self._starting += 1
+        try:
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    await self._turns.acquire()
+            except TimeoutError as exc:
+                raise never_its_turn(plan.name, plan.limit_s) from exc
+            try:
+                yield
+            finally:
+                self._turns.release()
+        finally:
+            self._starting -= 1
 
     @asynccontextmanager
     async def _attempt(
-        self, kernel: Kernel, plan: Plan
-    ) -> AsyncIterator[tuple[AsyncExitStack, float]]:
-        """Bound an attempt in time, wait for a turn, undo it if it does not succeed, say why."""
-        undo, queued = AsyncExitStack(), True
-        ends_at = asyncio.get_running_loop().time() + plan.limit_s
+        self, kernel: Kernel, plan: Plan, ends_at: float
+    ) -> AsyncIterator[AsyncExitStack]:
+        """Bound an attempt in time, undo it if it does not succeed, say why."""
+        undo = AsyncExitStack()
         try:
-            async with asyncio.timeout_at(ends_at) as deadline, self._turns:
-                queued = False
-                yield undo, ends_at
+            async with asyncio.timeout_at(ends_at) as deadline:
+                yield undo
         except BaseException as exc:
-            stderr = "" if queued else await _finish(self._stderr(kernel), default="")
+            stderr = await _finish(self._stderr(kernel), default="")
             await _finish(undo.aclose(), default=None)
             if deadline.expired() and isinstance(exc, TimeoutError):
-                if queued:
-                    raise never_its_turn(plan.name, plan.limit_s) from exc
                 raise timed_out(plan.name, plan.limit_s, stderr=stderr) from exc
             if isinstance(exc, BridgeRefused):
-                raise LaunchError(f"the bridge refused: {exc}") from exc
+                kind = NotBound if exc.reason == "bind" else LaunchError
+                raise kind(f"the bridge refused: {exc}") from exc
             if isinstance(exc, SandboxError) or not isinstance(exc, Exception):
                 raise
             raise LaunchError(f"the kernel could not be started: {exc!r}") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torpor.backends.base import Backend
 from torpor.bridge.client import BridgeRefused
@@ -21,6 +21,8 @@ class Parts:
     registry: Registry
     backend: Backend
     bridge: BridgeKeeper
+    unclaimed: set[str] = field(default_factory=set)
+    """Sandboxes that are no kernel's and are wanted all the same: the pool's."""
 
     async def free_sandbox(self, sandbox_id: str) -> None:
         """Destroy a sandbox, from whatever half-made state, then forget it.

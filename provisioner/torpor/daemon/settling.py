@@ -37,6 +37,7 @@ class Settling:
     def unsettled(self) -> bool:
         """Whether a kernel is not as it should be, or a sandbox is left over."""
         claimed = {kernel.row.sandbox_id for kernel in self.kernels.values()}
+        claimed |= self._parts.unclaimed
         return any(
             self.steps.next(kernel) is not Step.NOTHING for kernel in self.kernels.values()
         ) or any(name not in claimed for name in self._parts.registry.sandboxes)

@@ -132,6 +132,8 @@ class Steps:
         """Free the sandboxes that no kernel claims (any more)."""
         for row in list(self._parts.registry.sandboxes.values()):
             kernel = kernels.get(row.kernel_id)
+            if row.sandbox_id in self._parts.unclaimed:
+                continue
             if kernel is not None and (
                 kernel.lock.locked() or kernel.launching or kernel.row.sandbox_id == row.sandbox_id
             ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,7 @@ from torpor.daemon.plan import Plan
 from torpor.daemon.processes import Process
 from torpor.daemon.records import KernelRow
 from torpor.daemon.settling import Settling
+from torpor.daemon.warm import Warm
 from torpor.errors import BackendUnavailable, Busy, SandboxGone
 from torpor.lifecycle import Status, Target
 from torpor.template import Template
@@ -31,12 +32,25 @@ _SIGNAL_S = 5.0
 class Supervisor:
     """Serves the control API. One launch, restart or removal of a kernel happens at a time."""
 
-    def __init__(self, parts: Parts, settling: Settling, *, at_once: int) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        settling: Settling,
+        *,
+        at_once: int,
+        warm: Warm | None = None,
+        room: Callable[[int], None] = lambda _starting: None,
+    ) -> None:
         self.kernels = settling.kernels
         self._parts = parts
         self._settling = settling
         self._launcher = Launcher(
-            parts, at_once=at_once, watch=settling.watch_sandbox, ask=settling.steps.ask
+            parts,
+            at_once=at_once,
+            watch=settling.watch_sandbox,
+            ask=settling.steps.ask,
+            warm=warm,
+            room=room,
         )
 
     def get(self, kernel_id: str) -> Kernel:
@@ -93,20 +107,22 @@ class Supervisor:
 
     async def _start(self, kernel: Kernel, plan: Plan) -> None:
         before = asyncio.get_running_loop().time()
+        kernel.start_reason = ""
         if kernel.row.status is Status.LAUNCHING:
-            how, start = "created", self._launcher.create
+            what, start = "create", self._launcher.create
         elif kernel.row.status is Status.LIVE and kernel.sandbox_alive and kernel.responsive:
-            how, start = "restarted", self._launcher.restart
+            what, start = "restart", self._launcher.restart
         else:
             if kernel.row.status is Status.LIVE:
                 await self._settling.steps.lose(kernel)
-            how, start = "replaced", self._launcher.replace
+            what, start = "replace", self._launcher.replace
         try:
-            await start(kernel, plan)
+            kernel.started_as = await start(kernel, plan)
         except BaseException as exc:
-            log("launch failed", level=logging.WARNING, error=exc, how=how)
+            log("launch failed", level=logging.WARNING, error=exc, how=what)
             raise
-        log("launched", how=how, seconds=round(asyncio.get_running_loop().time() - before, 3))
+        seconds = round(asyncio.get_running_loop().time() - before, 4)
+        log("launched", how=kernel.started_as, seconds=seconds, why=kernel.start_reason or None)
 
     def _after_launch(self, kernel: Kernel) -> None:
         """Drop a kernel whose first launch was undone; what undoing could not free is swept."""

@@ -10,6 +10,7 @@ from torpor.runsc.etc import HOME, HOSTNAME
 from torpor.template import GIB, MIB, Template
 
 OCI_VERSION = "1.1.0"
+_MOUNTING = ("CAP_SETPCAP", "CAP_SYS_ADMIN")
 ROOTFS = "/rootfs"
 RLIM_INFINITY = (1 << 64) - 1
 
@@ -52,13 +53,17 @@ def oci_config(
     *,
     cpus: int,
     memory_is_capped: bool,
+    guest_may_mount: bool = False,
 ) -> dict[str, Any]:
     """Give the ``config.json`` object.
 
     ``hidden`` are folders inside one of ``folders`` that an empty read-only folder covers.
     ``memory_is_capped`` says whether a cgroup bounds the whole sandbox; if not, the limit per
-    process is the only one and cannot be raised from inside.
+    process is the only one and cannot be raised from inside. ``guest_may_mount`` gives process 1
+    what it needs to move a workspace inside the sandbox; it keeps that from its children and gives
+    it up before anybody's code runs (``torpor_guest.places``).
     """
+    rights = list(_MOUNTING) if guest_may_mount else []
     return {
         "ociVersion": OCI_VERSION,
         "process": {
@@ -68,7 +73,7 @@ def oci_config(
             "env": [f"{name}={value}" for name, value in sorted(process.env.items())],
             "cwd": HOME,
             "capabilities": {
-                kind: []
+                kind: rights if kind in ("bounding", "effective", "permitted") else []
                 for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
             },
             "rlimits": _rlimits(template, cpus=cpus, memory_is_capped=memory_is_capped),

@@ -25,7 +25,11 @@ BOOT_FILE = "/run/torpor/boot.json"
 GUEST_FOLDER = "/opt/torpor/torpor_guest"
 LINK_FOLDER = "/opt/torpor/torpor/link"
 
+WORKSPACE_AT = "/mnt/workspace"
+"""Where every clone of a golden gets its workspace; the guest moves it (``torpor_guest.places``)."""
+
 _BUNDLE = "/bundle"
+_IMAGE = "/image"
 _LOG = "/log"
 _STATE = "/run/runsc"
 _RUNSC = "/runsc"
@@ -42,6 +46,19 @@ class WorkspaceMount:
     mode: WorkspaceMode
     hidden: tuple[str, ...] = ()
     """Folders below ``path`` that the sandbox must not see: Torpor's own state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFolder:
+    """The host folder of a checkpoint: to write one into, or to restore the sandbox from.
+
+    Such sandboxes have the same mounts whatever their workspace is, since gVisor restores nothing
+    else: ``read_only`` says how the workspace is mounted, there or not.
+    """
+
+    path: str
+    restore: bool
+    read_only: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +100,12 @@ def launch_plan(
     workspace: WorkspaceMount | None,
     process: GuestProcess,
     boot: Mapping[str, Any],
+    image: ImageFolder | None = None,
 ) -> dict[str, Any]:
     """Give the plan, in types that JSON has too; ``boot`` is the guest's ``boot.json``."""
-    mounts = _folder_mounts(folders, workspace)
-    in_root, _ = _split(folders, workspace)
+    covering = workspace if image is None else None
+    in_root, apart = _split(folders, covering)
+    mounts = _folder_mounts(folders, apart, _workspace_mount(workspace, image))
     config = oci_config(
         template,
         process,
@@ -94,30 +113,54 @@ def launch_plan(
         workspace.hidden if workspace else (),
         cpus=machine.cpus,
         memory_is_capped=machine.memory_is_capped,
+        guest_may_mount=image is not None,
     )
     tree = [
         *_base_tree(machine, f"{directory}/log"),
+        *([_bind(image.path, _IMAGE, read_only=image.restore, as_owner=True)] if image else []),
         *_rootfs_tree(folders, in_root, boot, [each.at for each in mounts]),
         *({"do": "point", "at": ROOTFS + each.at} for each in mounts),
+        *_own_place(workspace, image),
         *_mount_sources(mounts, workspace),
         _file(f"{_BUNDLE}/config.json", json.dumps(config), 0o400),
     ]
-    overlay = workspace is not None and workspace.mode is WorkspaceMode.OVERLAY
+    shown = workspace is not None or image is not None
+    overlay = shown and template.workspace is WorkspaceMode.OVERLAY
+    if image is None and workspace is not None:
+        overlay = workspace.mode is WorkspaceMode.OVERLAY
+    overlay_bytes = template.tmp_bytes if overlay else None
+    restored_from = _IMAGE if image is not None and image.restore else None
     return {
         "version": PLAN_VERSION,
         "sandbox_id": sandbox_id,
         "build_at": f"{directory}/root",
         "stdio": [f"{directory}/{name}" for name in ("to_guest", "from_guest", "guest_stderr")],
         "tree": tree,
-        "argv": runsc_argv(sandbox_id, overlay_bytes=template.tmp_bytes if overlay else None),
+        "argv": runsc_argv(sandbox_id, overlay_bytes=overlay_bytes, image=restored_from),
         # The folder is there for people who look at processes; runsc cannot see it.
         "env": {"PATH": "/usr/bin:/bin", "HOME": "/", "TORPOR_SANDBOX": directory},
         "oom_score_adj": OOM_SCORE_ADJ,
     }
 
 
-def runsc_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
+def runsc_argv(
+    sandbox_id: str, *, overlay_bytes: int | None, image: str | None = None
+) -> list[str]:
     """Give the command line that the launcher becomes, with paths of its own tree."""
+    start = ["run"] if image is None else ["restore", f"--image-path={image}"]
+    return [*_runsc_flags(overlay_bytes), *start, f"--bundle={_BUNDLE}", sandbox_id]
+
+
+def checkpoint_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
+    """Give the command that saves a sandbox into its image folder, run in its namespaces.
+
+    The sandbox does not survive it, whether it succeeds or not.
+    """
+    save = ["checkpoint", f"--image-path={_IMAGE}", "--compression=none"]
+    return [*_runsc_flags(overlay_bytes), *save, sandbox_id]
+
+
+def _runsc_flags(overlay_bytes: int | None) -> list[str]:
     overlay = "none" if overlay_bytes is None else f"all:memory,size={overlay_bytes}"
     return [
         f"{_RUNSC}/runsc",
@@ -137,9 +180,6 @@ def runsc_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
         "--file-access=exclusive",
         "--file-access-mounts=exclusive",
         "--gvisor-marker-file",
-        "run",
-        f"--bundle={_BUNDLE}",
-        sandbox_id,
     ]
 
 
@@ -154,8 +194,21 @@ def _split(folders: HostFolders, workspace: WorkspaceMount | None) -> tuple[list
     return in_root, [each for each in wanted if each not in in_root]
 
 
-def _folder_mounts(folders: HostFolders, workspace: WorkspaceMount | None) -> list[FolderMount]:
-    _, apart = _split(folders, workspace)
+def _workspace_mount(
+    workspace: WorkspaceMount | None, image: ImageFolder | None
+) -> FolderMount | None:
+    if image is not None:
+        at, read_only = WORKSPACE_AT, image.read_only
+    elif workspace is not None:
+        at, read_only = workspace.path, workspace.mode is WorkspaceMode.READ_ONLY
+    else:
+        return None
+    return FolderMount("workspace", "/m/workspace", at, read_only=read_only, live=True)
+
+
+def _folder_mounts(
+    folders: HostFolders, apart: Sequence[str], workspace: FolderMount | None
+) -> list[FolderMount]:
     mounts = [
         FolderMount(f"f{number}", f"/m/f{number}", each, read_only=True, live=False)
         for number, each in enumerate(apart)
@@ -165,10 +218,7 @@ def _folder_mounts(folders: HostFolders, workspace: WorkspaceMount | None) -> li
         for number, each in enumerate(each for each in folders.live if each not in apart)
     ]
     if workspace:
-        read_only = workspace.mode is WorkspaceMode.READ_ONLY
-        mounts.append(
-            FolderMount("workspace", "/m/workspace", workspace.path, read_only=read_only, live=True)
-        )
+        mounts.append(workspace)
     # A folder is mounted after those it lies in.
     return sorted(mounts, key=lambda each: each.at.count("/"))
 
@@ -223,6 +273,13 @@ def _rootfs_tree(
     ]
 
 
+def _own_place(workspace: WorkspaceMount | None, image: ImageFolder | None) -> list[dict[str, Any]]:
+    """Give the place that a clone's guest will bind the workspace to, unless that is writable."""
+    if image is None or workspace is None or any(within(workspace.path, each) for each in _COVERED):
+        return []
+    return [{"do": "point", "at": ROOTFS + workspace.path}]
+
+
 def _mount_sources(
     mounts: Iterable[FolderMount], workspace: WorkspaceMount | None
 ) -> list[dict[str, Any]]:
@@ -235,9 +292,12 @@ def _mount_sources(
             and workspace is not None
             and workspace.mode is WorkspaceMode.OVERLAY
         )
-        entries.append(
-            _bind(each.at, each.source, as_owner=True, read_only=each.read_only or overlaid)
-        )
+        if each.name == "workspace" and workspace is None:
+            entries.append(_directory(each.source, 0o555))
+            continue
+        source = workspace.path if each.name == "workspace" and workspace else each.at
+        read_only = each.read_only or overlaid
+        entries.append(_bind(source, each.source, as_owner=True, read_only=read_only))
     return entries
 
 

@@ -98,6 +98,43 @@ class Spawned:
             await pidfd.reaped(self.pid)
 
 
+async def run_beside(
+    pid: int, owner: tuple[int, int] | None, argv: Sequence[str], *, within_s: float
+) -> None:
+    """Run ``argv`` in the namespaces of sandbox process ``pid``, as its owner, to its end.
+
+    If cancelled or out of time, the program is killed first.
+
+    Raises:
+        LaunchError: it failed; what it said is in the message.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-I", "-S", "-E", str(LAUNCHER), "join", str(pid)),
+        *map(str, owner or ("-", "-")),
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={"PATH": os.defpath},
+        cwd="/",
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(within_s):
+            said, _ = await process.communicate()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        text = said.decode("utf-8", "replace").strip()
+        raise LaunchError(
+            f"runsc failed ({process.returncode}): {text[-500:] or 'no reason given'}"
+        )
+
+
 async def _start_launcher(
     plan: Path, owner: tuple[int, int] | None, cgroups: Sequence[str]
 ) -> asyncio.subprocess.Process:

@@ -76,6 +76,8 @@ class Home:
 
     def configure(self, text: str) -> None:
         self.paths.config.mkdir(parents=True, exist_ok=True)
+        # What tests the pool says so: others need not share their processors with it.
+        text = f"c.TorporDaemon.pool = False\n{text}"
         (self.paths.config / "torpor_config.py").write_text(text)
 
     def log(self) -> list[dict[str, Any]]:
@@ -148,6 +150,7 @@ def home(monkeypatch):
         monkeypatch.setenv("TORPOR_RUNSC", runsc)
     monkeypatch.setattr(torpor.client, "daemon_argv", lambda: DAEMON)
     found = Home(path)
+    found.configure("")
     yield found
     try:
         left = asyncio.run(_close(found))

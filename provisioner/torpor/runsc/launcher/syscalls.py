@@ -36,6 +36,7 @@ _OPEN_TREE_CLONE = 1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MNT_DETACH = 2
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -136,6 +137,16 @@ def move_mount(tree_fd: int, target: str) -> None:
         _NR_MOVE_MOUNT, tree_fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH
     )
     _checked(result, f"move_mount {target}")
+
+
+def setns(fd: int, flags: int) -> None:
+    """Enter the namespaces of the process that a pidfd names (Linux 5.8)."""
+    _checked(_libc.setns(fd, flags), "setns")
+
+
+def die_with_parent() -> None:
+    """Be killed as soon as the thread that started this process ends."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl PR_SET_PDEATHSIG")
 
 
 def set_dumpable() -> None:

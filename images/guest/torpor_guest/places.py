@@ -1,0 +1,77 @@
+"""Where a clone's folders are: the workspace is moved to the path that its owner knows.
+
+A golden fixes where things are mounted, so every clone gets its workspace at ``WORKSPACE``; the claim
+binds it to its own path inside the sandbox. For that the guest of a golden, alone, may mount; the
+kernel never could (``forbid_to_children``), and the guest gives the right up with the claim.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+WORKSPACE = "/mnt/workspace"
+
+_MS_BIND, _MS_REC = 0x1000, 0x4000
+_MNT_DETACH = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+_KEPT = "/tmp/.torpor-kept"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def _bind(source: str, at: str) -> None:
+    flags = ctypes.c_ulong(_MS_BIND | _MS_REC)
+    _checked(_libc.mount(source.encode(), at.encode(), None, flags, None), f"mount at {at}")
+
+
+def _unmount(at: str) -> None:
+    _checked(_libc.umount2(at.encode(), _MNT_DETACH), f"unmount {at}")
+
+
+def show_workspace(path: str, keep: list[str]) -> None:
+    """Show what is at ``WORKSPACE`` at ``path``, except that ``keep`` stay what they are now.
+
+    ``keep`` are folders below ``path``, none in another. Nobody may use them while they move.
+
+    Raises:
+        OSError: it could not be done; the sandbox is of no use any more.
+    """
+    os.makedirs(path, exist_ok=True)
+    kept = []
+    for number, folder in enumerate(keep):
+        os.makedirs(f"{_KEPT}/{number}", mode=0o700)
+        _bind(folder, f"{_KEPT}/{number}")
+        kept.append((f"{_KEPT}/{number}", folder))
+    _bind(WORKSPACE, path)
+    for place, folder in kept:
+        _bind(place, folder)
+        _unmount(place)
+        os.rmdir(place)
+    if kept:
+        os.rmdir(_KEPT)
+
+
+def hide_fixed_place() -> None:
+    """Remove the workspace from ``WORKSPACE``: what was not bound elsewhere is gone."""
+    _unmount(WORKSPACE)
+
+
+def set_hostname(name: str) -> None:
+    """Give the sandbox a name of its own."""
+    raw = name.encode()
+    _checked(_libc.sethostname(raw, len(raw)), "sethostname")
+
+
+def drop_rights() -> None:
+    """Give up every capability of this process, for ever."""
+    header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), 8)
+    nothing = ctypes.create_string_buffer(24)
+    _checked(_libc.capset(header, nothing), "capset")
