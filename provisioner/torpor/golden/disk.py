@@ -38,7 +38,8 @@ def require_private(folder: Path) -> None:
 
 def make_private(folder: Path) -> None:
     """Make ``folder`` unless it exists, and ``require_private``. Its parent must exist."""
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     require_private(folder)
 
 

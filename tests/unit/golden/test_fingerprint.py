@@ -208,13 +208,19 @@ def test_a_clock_that_is_behind(site: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert take([], [str(site)]).folders[0].mtime_ns == -1
 
 
+@pytest.mark.parametrize("row", [[1, 2, 3, 4], ["a", "2", 3, 4], ["a", 2, True, 4], ["a", 2, 3]])
+def test_a_damaged_row(row: list[object]) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        parse_fingerprint({"files": [["/", [row]]], "folders": []})
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     JSON
     | st.fixed_dictionaries(

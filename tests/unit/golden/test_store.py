@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 import threading
@@ -129,22 +131,36 @@ def test_a_build_that_goes_while_it_is_being_held(
     store: GoldenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     golden = publish(store)
-    from torpor.golden import disk
-
-    real = disk.fcntl.flock
+    real = fcntl.flock
 
     def flock(fd: int, operation: int) -> None:
         (golden.folder / "manifest.json").unlink(missing_ok=True)
         real(fd, operation)
 
-    monkeypatch.setattr(disk.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(GoldenUnusable, match="was just removed"), store.hold(golden):
         pass
 
 
-def test_a_build_that_is_being_removed_cannot_be_held(store: GoldenStore) -> None:
-    import fcntl
+def test_a_disk_without_locks(
+    store: GoldenStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden = publish(store)
+    open_files = len(os.listdir("/proc/self/fd"))
 
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No locks"), store.hold(golden):
+        pass
+    with pytest.raises(OSError, match="No locks"):
+        store.draft("b9")
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert left(root) == tree(golden)
+
+
+def test_a_build_that_is_being_removed_cannot_be_held(store: GoldenStore) -> None:
     golden = publish(store)
     with (golden.folder / "manifest.json").open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -157,7 +173,7 @@ def test_an_image_that_cannot_be(store: GoldenStore, root: Path, content: dict[s
     older = publish(store)
     draft = store.draft("b1")
     fill(draft, content)
-    with pytest.raises(GoldenUnusable, match="no image|more than"):
+    with pytest.raises(GoldenUnusable, match=r"no image|more than"):
         store.publish(draft, a_manifest(build="b1"))
     assert left(root) == tree(older)
 
@@ -189,6 +205,13 @@ def test_only_an_own_draft_is_published(store: GoldenStore, root: Path) -> None:
     with pytest.raises(GoldenUnusable, match="not a draft"):
         store.publish(draft, a_manifest(build="b2"))
     assert left(root) == set()
+
+
+def test_beside_an_incomplete_build(store: GoldenStore, root: Path) -> None:
+    incomplete = publish(store)
+    (incomplete.folder / "manifest.json").unlink()
+    golden = publish(store)
+    assert left(root) == tree(golden)
 
 
 def test_a_build_is_published_once(store: GoldenStore, root: Path) -> None:
