@@ -6,6 +6,7 @@ More requests, served only where boot.json says ``"golden": true``::
     request {"msg_type", "content", "timeout_s"} → the content of that reply
     seen    {}                            → {"files": [str], "folders": [str]} that the kernel depends on
     seal    {}                            → {}: last before the checkpoint
+    rehearse {}                           → {}: in a clone, everything a claim does, for nobody
     check   {}                            → {"kernel_info": {}}: a real kernel_info round trip
     claim   {"env": {}, "unset": [], "cwd", "hostname", "workspace": null | {"path", "keep": []},
              "code": str | null, "start": StartParams, "timeout_s"} → {"reseeded": [str]}
@@ -57,6 +58,7 @@ class Golden:
             "request": self._request,
             "seen": lambda _params, answer: self._ask({"do": "seen"}, answer),
             "seal": self._seal,
+            "rehearse": lambda _params, answer: self._ask({"do": "rehearse"}, answer),
             "check": self._check,
             "claim": self._claim,
         }

@@ -2,8 +2,8 @@
 
 Runs in the user's Python, in the process that becomes the kernel. One thread answers the guest on an
 inherited socket, one line of JSON for each: ``ping``; ``seen``, the files the process depends on; ``seal``,
-the last thing before the checkpoint; ``claim``, which gives a copy its environment, its working folder and
-randomness of its own. What is renewed, and what no claim can make different, is in ``kernel_reseed``.
+the last thing before the checkpoint; ``rehearse``, in a copy that waits; ``claim``, which gives a copy its
+environment, its working folder and randomness of its own. What is renewed, and what no claim can make different, is in ``kernel_reseed``.
 
 Code that the user starts must not reach the guest this way: the socket is closed on exec and in forked
 children, and for good after the last claim.
@@ -167,6 +167,18 @@ def _seal(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _rehearse(request: dict[str, Any]) -> dict[str, Any]:
+    """Do in a copy that waits what its claim will do, for nobody: it touches the memory that takes.
+
+    The first touch of a page after a restore is what a claim would spend most of its time on.
+    """
+    _SOURCES.record()
+    os.chdir(os.getcwd())
+    os.environ.update({"TORPOR_REHEARSAL": "1"})
+    del os.environ["TORPOR_REHEARSAL"]
+    return {}
+
+
 def _claim(request: dict[str, Any]) -> dict[str, Any]:
     """Make this copy a kernel of its own: environment, working folder, randomness.
 
@@ -218,5 +230,6 @@ _REQUESTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "ping": _ping,
     "seen": _seen,
     "seal": _seal,
+    "rehearse": _rehearse,
     "claim": _claim,
 }

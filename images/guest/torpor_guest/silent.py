@@ -38,9 +38,7 @@ class Silent:
         """Whether a request is on its way."""
         return self._answer is not None
 
-    def ask(
-        self, msg_type: str, content: dict[str, Any], timeout_s: float, answer: Answer
-    ) -> None:
+    def ask(self, msg_type: str, content: dict[str, Any], timeout_s: float, answer: Answer) -> None:
         """Give the reply's content to ``answer``, or ``{"status": "timeout"}``."""
         self._asked += 1
         self._msg_id = f"torpor-silent-{self._asked}"

@@ -39,8 +39,8 @@ class RemoveCommand(Command):
     name = "torpor golden rm"
     description = """Remove goldens, with the clones that wait. Kernels that run are not touched.
 
-    A golden is named by its key or the beginning of it, at least 4 characters. The next start of
-    such a kernel is a cold one, and builds it anew."""
+    A golden is named by its key or the beginning of it, at least 4 characters. Where such kernels
+    were started lately it is built anew in the background, as after any start that finds none."""
     examples = cleandoc("""
     torpor golden rm 3f2a
     torpor golden rm --all
@@ -93,7 +93,8 @@ def chosen_keys(known: Collection[str], wanted: Sequence[str]) -> list[str]:
         prefix = each.lower()
         if not _PREFIX.fullmatch(prefix):
             raise ConfigError(
-                f"{each!r:.80} is not the beginning of a key", hint="4 or more of 0-9 and a-f"
+                f"{each!r:.80} is not the beginning of a key",
+                hint="give 4 or more characters of 0-9 and a-f",
             )
         found = sorted(key for key in known if key.startswith(prefix))
         if not found:

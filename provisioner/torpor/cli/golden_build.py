@@ -82,7 +82,7 @@ class BuildCommand(Command):
         """Give the golden, whether it was not there before, and how long that took."""
         loop = asyncio.get_running_loop()
         before, asked_at = loop.time(), datetime.now(UTC)
-        async with _ticking(f"building the golden of {request['kernel_name']}", quiet=self.json):
+        async with ticking(f"building the golden of {request['kernel_name']}", quiet=self.json):
             golden = await pool_client(self.paths).build(request)
         built = datetime.fromisoformat(golden["created_at"]) >= asked_at
         return golden, built, round(loop.time() - before, 3)
@@ -102,7 +102,7 @@ def _folder(chosen: str) -> str:
 
 
 @asynccontextmanager
-async def _ticking(what: str, *, quiet: bool) -> AsyncIterator[None]:
+async def ticking(what: str, *, quiet: bool) -> AsyncIterator[None]:
     """Say what takes so long while the context takes more than a second."""
     ticker = asyncio.create_task(_tick(what), name="progress") if not quiet else None
     try:

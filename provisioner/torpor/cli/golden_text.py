@@ -61,7 +61,7 @@ def golden_text(golden: Mapping[str, Any], *, built: bool, now: datetime | None 
     """Give what ``torpor golden build`` prints: the golden, and what it took."""
     took = f"built in {golden['build_seconds']:.1f} s"
     if not built:
-        took = f"was there already, {took} {age(golden['created_at'], now)} ago"
+        took = f"there already ({took}, {age(golden['created_at'], now)} ago)"
     return (
         f"golden {golden['key'][:KEY_CHARACTERS]} of {golden['kernel_name'] or 'a kernel'}, "
         f"template {golden['template']}: {took}, {size(golden['size_bytes'])}, "

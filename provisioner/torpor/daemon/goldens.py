@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from torpor.backends.base import Lineage
+from torpor.daemon.freshness import Freshness
 from torpor.daemon.golden_build import GoldenBuild
 from torpor.daemon.logs import log
 from torpor.daemon.tasks import Tasks
@@ -33,6 +34,7 @@ class Goldens:
         """``built``, ``build_failed``, ``sick``; the pool and the launches count here, too."""
         self.on_discard: Callable[[str], Awaitable[None]] = _nothing
         self._build = build
+        self._freshness = Freshness(store)
         self._tasks = Tasks()
         self._building: dict[str, asyncio.Task[Golden]] = {}
         self._one_build = asyncio.Semaphore(1)
@@ -49,6 +51,7 @@ class Goldens:
         if building:
             await asyncio.wait(building)
         await self._tasks.aclose()
+        self._freshness.close()
 
     @property
     def building(self) -> list[str]:
@@ -63,7 +66,7 @@ class Goldens:
         if golden is None:
             return None
         self.known[key] = golden
-        why = await asyncio.to_thread(self.store.stale, golden)
+        why = await self._freshness.stale(golden)
         if why is not None:
             log("golden is stale", key=key[:12], reason=why)
             await self.discard(key)
@@ -98,6 +101,7 @@ class Goldens:
     async def discard(self, key: str) -> None:
         """Use this golden no more: its clones end, its files go."""
         self.known.pop(key, None)
+        self._freshness.forget(key)
         await asyncio.to_thread(self.store.remove, key)
         await self.on_discard(key)
 

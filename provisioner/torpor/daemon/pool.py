@@ -120,7 +120,7 @@ class Pool:
         """Restore one for somebody who waits. Raises SandboxError; a sick one is counted."""
         try:
             with self._goldens.store.hold(golden):
-                return await self._unclaimed.restore(golden, lineage, spec)
+                return await self._unclaimed.restore(golden, lineage, spec, to_wait=False)
         except (SandboxError, OSError) as exc:
             await self._goldens.sick(golden, str(exc), in_a_row=1)
             raise
@@ -210,7 +210,7 @@ class Pool:
             if golden is None or await self._goldens.get(kind.lineage) is None:
                 return
             with self._goldens.store.hold(golden):
-                clone = await self._unclaimed.restore(golden, kind.lineage, kind.spec)
+                clone = await self._unclaimed.restore(golden, kind.lineage, kind.spec, to_wait=True)
         except (SandboxError, OSError, TimeoutError) as exc:
             kind.failed(str(exc), loop.time())
             if golden is not None:

@@ -24,6 +24,7 @@ from torpor.lifecycle import run_to_end
 
 NOBODY = ""
 CHECK_S = 10.0
+_REHEARSALS = 2
 _UNDO_S = 30.0
 
 
@@ -64,10 +65,14 @@ class Unclaimed:
         finally:
             await self.destroy(row.sandbox_id)
 
-    async def restore(self, golden: Golden, lineage: Lineage, spec: SandboxSpec) -> Clone:
+    async def restore(
+        self, golden: Golden, lineage: Lineage, spec: SandboxSpec, *, to_wait: bool
+    ) -> Clone:
         """Give a new clone of ``golden`` whose kernel has answered, with the workspace of ``spec``.
 
-        All or nothing, also when cancelled. The caller holds the golden.
+        One that is ``to_wait`` has done once, for nobody, what its claim and its first cell will do:
+        restored memory is slow when it is first touched. All or nothing, also when cancelled. The
+        caller holds the golden.
 
         Raises:
             SandboxError: it could not be restored, or does not answer.
@@ -87,7 +92,7 @@ class Unclaimed:
                 self._parts.backend.exited(handle), name=f"exit of {row.sandbox_id}"
             )
             try:
-                await self._check(spec, ended)
+                await self._check(spec, ended, rehearse=to_wait)
             finally:
                 ended.cancel()
                 await asyncio.wait({ended})
@@ -122,12 +127,15 @@ class Unclaimed:
         self._parts.registry.put_sandbox(replace(row, handle=handle.to_json()))
         return handle
 
-    async def _check(self, spec: SandboxSpec, ended: asyncio.Task[Any]) -> None:
+    async def _check(self, spec: SandboxSpec, ended: asyncio.Task[Any], *, rehearse: bool) -> None:
         """Ask the restored kernel for its kernel_info; fail as soon as its sandbox ends."""
 
         async def ask() -> None:
             async with GuestLine(spec.directory) as line:
                 await line.call("check", timeout_s=CHECK_S)
+                for _ in range(_REHEARSALS if rehearse else 0):
+                    await line.call("execute", {"code": "1"}, timeout_s=CHECK_S)
+                    await line.call("rehearse", timeout_s=CHECK_S)
 
         asking = asyncio.create_task(ask(), name=f"check {spec.sandbox_id}")
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torpor.backends.base import Lineage, NotClonable, SandboxSpec
 from torpor.config import DaemonSettings
 from torpor.daemon.golden_build import GoldenBuild
 from torpor.daemon.goldens import Goldens
+from torpor.daemon.lineages import Lineages
 from torpor.daemon.logs import log
 from torpor.daemon.parts import Parts
 from torpor.daemon.pool import Pool
@@ -41,7 +41,7 @@ class Warm:
         self.goldens = goldens
         self.pool = pool
         self.unclaimed = unclaimed
-        self._parts = parts
+        self._lineages = Lineages(parts.backend)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -64,12 +64,13 @@ class Warm:
         if spec.template.pool_most <= 0:
             return Choice(why="its template has no pool")
         try:
-            lineage = await asyncio.to_thread(self._parts.backend.lineage, spec)
+            lineage = await self._lineages.of(spec)
         except NotClonable as exc:
             return Choice(why=exc.message)
         self.pool.asked(lineage, spec)
         golden = await self.goldens.get(lineage)
         if golden is None:
+            self._lineages.forget()
             return Choice(lineage, why=NO_GOLDEN)
         clone = await self.pool.take(lineage)
         why = "" if clone is not None else "no clone was ready"

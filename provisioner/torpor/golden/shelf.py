@@ -89,7 +89,8 @@ class Shelf:
     def place(self, draft: Path, manifest: Manifest) -> Golden:
         """Complete ``draft`` with its manifest, make it the newest build, and remove the older.
 
-        Whatever is raised, the older builds are as they were and there is no new one.
+        Whatever is raised, the older builds are as they were, and there is no new one unless it
+        cannot be taken back, for want of file descriptors say: it is complete then.
         """
         folder = self.root / manifest.key / manifest.build
         make_private(folder.parent)

@@ -246,7 +246,7 @@ def test_a_damaged_record_is_no_failure(store: GoldenStore, root: Path, raw: byt
     (root / KEY / "last-failure.json").write_bytes(raw)
     assert store.may_build(KEY, 1000.0) == (True, "")
     assert store.failures() == {}
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse_failure(raw)
 
 

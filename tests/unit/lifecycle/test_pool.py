@@ -84,7 +84,8 @@ BURST = tuple(0.05 * n for n in range(20))  # twenty requests within a second
         (a_shape(ages=[age + 450 for age in BURST], limits=limits(most=50)), 10),
         (a_shape(ages=[age + 540 for age in BURST], limits=limits(most=50)), 4),
         (a_shape(ages=[age + 598 for age in BURST], limits=limits(most=50)), 2),  # their rate
-        (a_shape(ages=[0] * 3, restore_s=0.0), 3),  # no time at all is not believed
+        (a_shape(ages=[0, 0.04], restore_s=0.0), 2),  # no time at all is not believed
+        (a_shape(ages=[10, 25, 40], restore_s=2.0, limits=limits(keep_s=60.0)), 2),
         # a steady stream: spaced so that no refill is late, only the rate asks for more
         (a_shape(ages=[10 * n for n in range(60)], restore_s=0.01), 1),
         (a_shape(ages=[10 * n for n in range(60)], restore_s=0.5), 2),
@@ -247,6 +248,12 @@ def test_what_one_shape_drains(shape, drained, reason):
 def test_the_most_urgent_shape_is_first(shapes, expected):
     assert decide(shapes, a_machine(), NOW).start == expected
     assert decide(shapes[::-1], a_machine(), NOW).start == expected
+
+
+def test_beside_launches_that_never_pause_restores_come_one_at_a_time():
+    machine = a_machine(launching=1, launching_since=NOW - PATIENCE_S)
+    shapes = [a_shape("a", [9]), a_shape("b", [8])]
+    assert decide(shapes, machine, NOW).start == ("b",)
 
 
 @pytest.mark.parametrize(
