@@ -86,6 +86,8 @@ class LaunchRequest:
     workspace: str | None = None
     lease: bool = True
     start_timeout_s: float | None = None
+    env_allow: tuple[str, ...] | None = None
+    """By which the caller chose among inherited variables; None when there were none to choose."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -99,6 +101,7 @@ class LaunchRequest:
             "client": self.client.to_json(),
             "lease": self.lease,
             "start_timeout_s": self.start_timeout_s,
+            "env_allow": None if self.env_allow is None else list(self.env_allow),
         }
 
 
@@ -126,6 +129,7 @@ def parse_launch_request(body: object) -> LaunchRequest:
         workspace=None if workspace is None else _absolute(workspace, "workspace"),
         lease=bool(fields.get("lease", True)),
         start_timeout_s=None if timeout_s is None else float(timeout_s),
+        env_allow=None if fields.get("env_allow") is None else _names(fields["env_allow"]),
     )
 
 
@@ -212,6 +216,12 @@ def _argv(value: object) -> tuple[str, ...]:
         raise ConfigError("argv must be a list with at least the program to run")
     if not all(isinstance(item, str) and "\0" not in item for item in value) or not value[0]:
         raise ConfigError("argv must hold strings without null bytes, the first not empty")
+    return tuple(value)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError("env_allow must be a list of names")
     return tuple(value)
 
 

@@ -33,6 +33,8 @@ _PROBE_S = 10.0
 _LONGEST_LAUNCH_S = 660.0
 _STOP_S = 15.0
 _ATTEMPTS = 3
+_TEMPLATES: dict[str, list[dict[str, Any]]] = {}
+"""By socket: what each daemon last said."""
 """One to find that no daemon runs, one to be interrupted by its death, one that counts."""
 
 
@@ -168,6 +170,20 @@ class Client:
     async def templates(self) -> list[dict[str, Any]]:
         """Give every template. Raises ConfigError."""
         return list((await self.call("GET", "/v1/templates"))["templates"])
+
+    async def known_templates(self) -> list[dict[str, Any]]:
+        """Give every template as it was when this process last asked. Raises ConfigError.
+
+        Whoever acts on them tells torpord what they said (``LaunchRequest.env_allow``).
+        """
+        key = str(self.paths.daemon_socket)
+        if key not in _TEMPLATES:
+            _TEMPLATES[key] = await self.templates()
+        return _TEMPLATES[key]
+
+    def forget_templates(self) -> None:
+        """Ask for the templates anew next time."""
+        _TEMPLATES.pop(str(self.paths.daemon_socket), None)
 
     async def call(
         self,

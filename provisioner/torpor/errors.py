@@ -95,6 +95,13 @@ class Busy(SandboxError):
     http_status = 409
 
 
+class TemplateChanged(SandboxError):
+    """What the caller knew of the template is no longer so: ask for the templates, then again."""
+
+    code = "template_changed"
+    http_status = 409
+
+
 class VersionMismatch(SandboxError):
     """Client and daemon speak different versions of the control API."""
 
@@ -111,6 +118,7 @@ _CLASSES: tuple[type[SandboxError], ...] = (
     SandboxGone,
     BackendUnavailable,
     Busy,
+    TemplateChanged,
     VersionMismatch,
 )
 _BY_CODE: Mapping[str, type[SandboxError]] = {cls.code: cls for cls in _CLASSES}

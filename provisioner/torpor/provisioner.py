@@ -27,7 +27,13 @@ from torpor.api import LaunchRequest
 from torpor.client import Client
 from torpor.config import process_environment, user_paths
 from torpor.connection import Connection
-from torpor.errors import BackendUnavailable, ConfigError, SandboxError, SandboxGone
+from torpor.errors import (
+    BackendUnavailable,
+    ConfigError,
+    SandboxError,
+    SandboxGone,
+    TemplateChanged,
+)
 from torpor.http_errors import shown_by_servers
 from torpor.kernel_request import choose_workspace, explicit_env, kernel_argv, within
 from torpor.lifecycle import run_to_end
@@ -214,7 +220,12 @@ class TorporProvisioner(KernelProvisionerBase):
         try:
             request = await self._request(cmd, kwargs)
             self._held = request.client.holder
-            state = await self._client.launch(request)
+            try:
+                state = await self._client.launch(request)
+            except TemplateChanged:
+                self._client.forget_templates()
+                request = await self._request(cmd, kwargs)
+                state = await self._client.launch(request)
             self._started(request, state, _session(kwargs))
         except BaseException as exc:
             self._running = False
@@ -245,6 +256,7 @@ class TorporProvisioner(KernelProvisionerBase):
         root = getattr(getattr(self.parent, "parent", None), "root_dir", None)
         root = os.path.abspath(root) if isinstance(root, str) and root else None
         self._cwd = cwd
+        allowed = await self._allowed_names()
         return LaunchRequest(
             kernel_id=self.kernel_id,
             template=self.template or None,
@@ -254,8 +266,9 @@ class TorporProvisioner(KernelProvisionerBase):
                 kwargs.get("env", {}),
                 self._inherited or {},
                 spec_names=self.kernel_spec.env,
-                allowed=await self._allowed_names(),
+                allowed=allowed,
             ),
+            env_allow=tuple(allowed),
             cwd=cwd,
             workspace=choose_workspace(cwd, root, home=str(Path.home())),
             client=self._connection.endpoints(),
@@ -263,7 +276,7 @@ class TorporProvisioner(KernelProvisionerBase):
         )
 
     async def _allowed_names(self) -> list[str]:
-        templates = {each["name"]: each for each in await self._client.templates()}
+        templates = {each["name"]: each for each in await self._client.known_templates()}
         chosen = templates.get(self.template) or {}
         if not self.template:
             chosen = next((each for each in templates.values() if each.get("is_default")), {})

@@ -6,7 +6,8 @@ More requests, served only where boot.json says ``"golden": true``::
     request {"msg_type", "content", "timeout_s"} → the content of that reply
     seen    {}                            → {"files": [str], "folders": [str]} that the kernel depends on
     seal    {}                            → {}: last before the checkpoint
-    rehearse {}                           → {}: in a clone, everything a claim does, for nobody
+    rehearse {}                           → {"reseeded": [str]}: in a clone that waits; its randomness
+                                            is its own from then on, and the claim need not see to it
     check   {}                            → {"kernel_info": {}}: a real kernel_info round trip
     claim   {"env": {}, "unset": [], "cwd", "hostname", "workspace": null | {"path", "keep": []},
              "code": str | null, "start": StartParams, "timeout_s"} → {"reseeded": [str]}
@@ -58,7 +59,7 @@ class Golden:
             "request": self._request,
             "seen": lambda _params, answer: self._ask({"do": "seen"}, answer),
             "seal": self._seal,
-            "rehearse": lambda _params, answer: self._ask({"do": "rehearse"}, answer),
+            "rehearse": self._rehearse,
             "check": self._check,
             "claim": self._claim,
         }
@@ -86,6 +87,16 @@ class Golden:
             self._ask({"do": "seal"}, answer)
         gc.collect()
         gc.freeze()
+
+    def _rehearse(self, _params: dict[str, Any], answer: Answer) -> None:
+        if self._refused(answer):
+            return
+        try:
+            self._places.rehearse()
+        except OSError as exc:
+            answer(_error("claim", f"mounting cannot be rehearsed: {exc}"))
+            return
+        self._ask({"do": "rehearse"}, answer)
 
     def _check(self, _params: dict[str, Any], answer: Answer) -> None:
         if not self._refused(answer):

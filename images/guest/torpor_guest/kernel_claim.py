@@ -3,7 +3,8 @@
 Runs in the user's Python, in the process that becomes the kernel. One thread answers the guest on an
 inherited socket, one line of JSON for each: ``ping``; ``seen``, the files the process depends on; ``seal``,
 the last thing before the checkpoint; ``rehearse``, in a copy that waits; ``claim``, which gives a copy its
-environment, its working folder and randomness of its own. What is renewed, and what no claim can make different, is in ``kernel_reseed``.
+environment, its working folder and randomness of its own. What is renewed, and what no claim can make
+different, is in ``kernel_reseed``.
 
 Code that the user starts must not reach the guest this way: the socket is closed on exec and in forked
 children, and for good after the last claim.
@@ -42,6 +43,7 @@ _FAULTS = {
     signal.SIGTRAP,
 }
 _SOURCES = kernel_reseed.Sources()
+_renewed: list[str] | None = None  # what a rehearsal in this very copy has renewed
 
 
 def listen(fd: int) -> None:
@@ -168,15 +170,18 @@ def _seal(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rehearse(request: dict[str, Any]) -> dict[str, Any]:
-    """Do in a copy that waits what its claim will do, for nobody: it touches the memory that takes.
+    """Do in a copy that waits what its claim would: its randomness is its own from here on.
 
-    The first touch of a page after a restore is what a claim would spend most of its time on.
+    The first touch of restored memory is slow, so that everything is done that a claim does. Twice is
+    fine. After an error the copy must be thrown away.
     """
-    _SOURCES.record()
+    global _renewed
+    _renewed = _SOURCES.renew()
     os.chdir(os.getcwd())
-    os.environ.update({"TORPOR_REHEARSAL": "1"})
+    os.environ["TORPOR_REHEARSAL"] = "1"
     del os.environ["TORPOR_REHEARSAL"]
-    return {}
+    _SOURCES.settle()
+    return {"reseeded": _renewed}
 
 
 def _claim(request: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +199,8 @@ def _claim(request: dict[str, Any]) -> dict[str, Any]:
     touched = {*unset, *env}
     if "TZ" in touched:
         time.tzset()
-    reseeded = _SOURCES.renew()
+    reseeded = _SOURCES.renew() if _renewed is None else _renewed
+    _SOURCES.settle()
     tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None and touched & {"TMPDIR", "TEMP", "TMP"}:
         tempfile.tempdir = None

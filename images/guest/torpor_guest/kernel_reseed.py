@@ -93,6 +93,10 @@ class Sources:
         done = self._rehearse()
         return [*done, "ipykernel"] if _named("ipykernel", _ipykernel) else done
 
+    def settle(self) -> None:
+        """Tell IPython where this process is now and which notebook it belongs to."""
+        _named("ipykernel", _settle)
+
     def _rehearse(self) -> list[str]:
         return [name for name, renew in self._renewals.items() if _named(name, renew)]
 
@@ -249,19 +253,27 @@ def _history(kernel: Any) -> Any:
     return getattr(getattr(kernel, "shell", None), "history_manager", None)
 
 
+def _settle() -> bool:
+    shell = getattr(_kernel(), "shell", None)
+    if shell is None:
+        return False
+    shell.starting_dir = os.getcwd()
+    shell.user_ns.pop("__session__", None)
+    if "JPY_SESSION_NAME" in os.environ:
+        shell.user_ns["__session__"] = os.environ["JPY_SESSION_NAME"]
+    history = getattr(shell, "history_manager", None)
+    if history is not None:
+        history.dir_hist[:] = [os.getcwd()]
+    return True
+
+
 def _ipykernel() -> bool:
-    """Give the kernel a session of its own, and IPython's history one that begins now and here."""
+    """Give the kernel a session of its own, and IPython's history one that begins now."""
     kernel = _kernel()
     if kernel is None:
         return False
     kernel.session.session = os.urandom(16).hex()  # its bytes follow
     kernel.session.message_count = 0
-    shell = getattr(kernel, "shell", None)
-    if shell is not None:
-        shell.starting_dir = os.getcwd()
-        shell.user_ns.pop("__session__", None)
-        if "JPY_SESSION_NAME" in os.environ:
-            shell.user_ns["__session__"] = os.environ["JPY_SESSION_NAME"]
     history = _history(kernel)
     if history is not None:
         # a row lost with the machine is no loss, and waiting for the disk is most of a claim

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from inspect import cleandoc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool
 
@@ -16,8 +16,11 @@ from torpor.cli.golden_build import BuildCommand
 from torpor.cli.golden_text import goldens_text, with_clones
 from torpor.cli.pool import KEY_CHARACTERS, OFF, SWITCH_ON, pool_client
 from torpor.cli.reach import daemon_status
-from torpor.errors import ConfigError
+from torpor.errors import Busy, ConfigError
 from torpor.paths import Paths
+
+if TYPE_CHECKING:
+    from torpor.client_pool import PoolClient
 
 _PREFIX = re.compile(r"[0-9a-f]{4,128}")
 
@@ -57,18 +60,24 @@ class RemoveCommand(Command):
         if bool(self.extra_args) == self.everything:
             return self.usage_error("name at least one golden, or give --all")
         removed = asyncio.run(self._remove())
-        shown = ", ".join(key[:KEY_CHARACTERS] for key in removed)
-        self.show({"removed": removed}, f"removed {shown}" if removed else "there was no golden")
+        text = f"removed {_shown(removed)}" if removed else "there was no golden"
+        self.show({"removed": removed}, text)
         return 0
 
     async def _remove(self) -> list[str]:
         client = pool_client(self.paths)
         if not (await client.pool())["enabled"]:
             raise ConfigError(OFF, hint=SWITCH_ON)
-        known = {golden["key"] for golden in (await client.goldens())["goldens"]}
-        keys = sorted(known) if self.everything else chosen_keys(known, self.extra_args)
+        before = await _builds(client)
+        keys = sorted(before) if self.everything else chosen_keys(before, self.extra_args)
         for key in keys:
             await client.remove(key)
+        after = await _builds(client)
+        if stayed := [key for key in keys if before[key] & after.get(key, set())]:
+            raise Busy(
+                f"not removed: {_shown(stayed)}: a clone is being made of it right now",
+                hint="try again in a moment",
+            )
         return keys
 
 
@@ -104,6 +113,18 @@ def chosen_keys(known: Collection[str], wanted: Sequence[str]) -> list[str]:
             raise ConfigError(f"{each!r} is the beginning of several keys", hint=f"one of {shown}")
         chosen[found[0]] = None
     return list(chosen)
+
+
+async def _builds(client: PoolClient) -> dict[str, set[str]]:
+    """Give the builds of each key: one that was removed may have been built anew already."""
+    builds: dict[str, set[str]] = {}
+    for golden in (await client.goldens())["goldens"]:
+        builds.setdefault(golden["key"], set()).add(golden["build"])
+    return builds
+
+
+def _shown(keys: Sequence[str]) -> str:
+    return ", ".join(key[:KEY_CHARACTERS] for key in keys)
 
 
 async def _goldens_now(paths: Paths) -> dict[str, Any]:

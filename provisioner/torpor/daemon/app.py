@@ -22,7 +22,7 @@ from torpor.config import DaemonSettings, Settings, SettingsSource
 from torpor.daemon.backend import ConfiguredBackend
 from torpor.daemon.bridge_keeper import BridgeKeeper
 from torpor.daemon.capacity import check_room
-from torpor.daemon.describe import described
+from torpor.daemon.describe import kernel_state
 from torpor.daemon.handlers import routes
 from torpor.daemon.listen import listen
 from torpor.daemon.logs import log
@@ -36,7 +36,7 @@ from torpor.daemon.server import PeerCheckedServer, serve
 from torpor.daemon.settling import Settling
 from torpor.daemon.supervisor import Supervisor
 from torpor.daemon.warm import Warm, make_warm
-from torpor.errors import Busy, ConfigError
+from torpor.errors import Busy, ConfigError, TemplateChanged
 from torpor.paths import Paths, private_folder
 
 _SWEEP_S = 5.0
@@ -168,8 +168,10 @@ class Daemon:
         try:
             settings = await self._source.current()
             template = settings.template(request.template)
+            if request.env_allow not in (None, template.env_allow):
+                raise TemplateChanged(f"env_allow of template {template.name!r} has changed")
             kernel = await self.supervisor.launch(request, template, owner)
-            return await described(kernel, self.parts)
+            return kernel_state(kernel, self.parts, {})  # quicker than to ask the bridge again
         finally:
             self._requests -= 1
 
