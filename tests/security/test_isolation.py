@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
+from torpor.client import Client
+from torpor.config import user_paths
 
 from tests.e2e.cells import run
 from tests.home import start, torpor_home
@@ -33,16 +36,28 @@ def outcome(text: str) -> dict[str, object]:
     return json.loads(lines[-1][6:]) if lines else {"reached": False, "detail": text[-300:]}
 
 
-@pytest.fixture(scope="module")
+def _started_as() -> list[str]:
+    kernels = asyncio.run(Client(user_paths()).kernels())
+    return [str(kernel["start"]["how"]) for kernel in kernels]
+
+
+@pytest.fixture(scope="module", params=["cold", "clone"])
 def scene(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[tuple[dict[str, object], BlockingKernelClient]]:
-    """Targets on the host, a sandboxed neighbour that offers its own, and the kernel that probes."""
+    """Targets on the host, a sandboxed neighbour that offers its own, and the kernel that probes.
+
+    Both kernels are started cold, or both are clones of a golden that were claimed.
+    """
+    is_clone = request.param == "clone"
     with ExitStack() as stack:
         workspace = tmp_path_factory.mktemp("probe-ws")
         interface = enter_private_network(stack)
-        home = stack.enter_context(torpor_home())  # its daemon lives in the same private network
+        # its daemon lives in the same private network
+        home = stack.enter_context(torpor_home(f"c.TorporDaemon.pool = {is_clone}\n"))
         arguments = build(stack, home, workspace, interface)
+        if is_clone:
+            subprocess.run([sys.executable, "-m", "torpor", "golden", "build"], check=True)
         for folder in (tmp_path_factory.mktemp("neighbour-ws"), workspace):
             # ipc: threads of this process that were started before stay in the other network
             km, kc = start(folder, transport="ipc")
@@ -50,6 +65,8 @@ def scene(
             stack.callback(kc.stop_channels)
             if folder != workspace:
                 assert "neighbour ready" in run(kc, NEIGHBOUR.format(**arguments)).stdout
+        wanted = {"claimed", "cloned"} if is_clone else {"created"}
+        assert set(_started_as()) <= wanted
         yield arguments, kc
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from torpor.backends.base import Lineage
@@ -37,6 +37,8 @@ class Goldens:
         self._freshness = Freshness(store)
         self._tasks = Tasks()
         self._building: dict[str, asyncio.Task[Golden]] = {}
+        self._given_up: set[str] = set()
+        """Builds that are used no more; one that a restore still holds stays on disk for a while."""
         self._one_build = asyncio.Semaphore(1)
 
     def start(self) -> None:
@@ -92,16 +94,18 @@ class Goldens:
             task.add_done_callback(lambda done: self._ended(lineage.key, done))
         return await asyncio.shield(task)
 
-    async def remove(self, key: str) -> bool:
-        """Remove a golden and its clones; False when there was none."""
-        removed = await asyncio.to_thread(self.store.remove, key)
-        await self.discard(key)
-        return bool(removed)
+    async def list(self) -> Sequence[Golden]:
+        """Give the goldens that may be used, the last used first."""
+        goldens = await asyncio.to_thread(self.store.list)
+        return [each for each in goldens if each.manifest.build not in self._given_up]
 
     async def discard(self, key: str) -> None:
-        """Use this golden no more: its clones end, its files go."""
+        """Use this golden no more: its clones end, its files go as soon as nobody reads them."""
         self.known.pop(key, None)
         self._freshness.forget(key)
+        for each in await asyncio.to_thread(self.store.list):
+            if each.manifest.key == key:
+                self._given_up.add(each.manifest.build)
         await asyncio.to_thread(self.store.remove, key)
         await self.on_discard(key)
 
@@ -140,6 +144,9 @@ class Goldens:
         golden = self.store.find(key)
         if golden is None:
             return None
+        if golden.manifest.build in self._given_up:
+            self.store.remove(key)
+            return None
         damage = self.store.verify(golden)
         if damage is None:
             return golden
@@ -149,6 +156,9 @@ class Goldens:
 
     async def _collect(self) -> None:
         while True:
+            listed = await asyncio.to_thread(self.store.list)
+            for key in {x.manifest.key for x in listed if x.manifest.build in self._given_up}:
+                await asyncio.to_thread(self.store.remove, key)
             for removed in await asyncio.to_thread(self.store.collect):
                 log("golden removed", what=str(removed))
             await asyncio.sleep(_COLLECT_S)

@@ -99,6 +99,10 @@ class Pool:
         kind.arrivals.append(asyncio.get_running_loop().time())
         self._news.set()
 
+    def knows(self, lineage: Lineage) -> bool:
+        """Whether such a kernel was asked for lately."""
+        return shape_name(lineage) in self._kinds
+
     async def take(self, lineage: Lineage) -> Clone | None:
         """Give a waiting clone, which is the caller's then; None when there is none."""
         kind = self._kinds.get(shape_name(lineage))

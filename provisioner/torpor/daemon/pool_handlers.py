@@ -42,7 +42,7 @@ class GoldensHandler(Handler):
         if warm is None:
             return {"goldens": [], "failures": []}
         store = warm.goldens.store
-        goldens = await asyncio.to_thread(store.list)
+        goldens = await warm.goldens.list()
         failures = await asyncio.to_thread(store.failures)
         return {
             "goldens": [golden_json(golden) for golden in goldens],
@@ -81,7 +81,8 @@ class GoldensHandler(Handler):
             golden = await warm.goldens.build(lineage)
         except OSError as exc:
             raise LaunchError(f"the golden could not be written: {exc}") from exc
-        warm.pool.asked(lineage, spec)
+        if not warm.pool.knows(lineage):
+            warm.pool.asked(lineage, spec)
         return golden_json(golden)
 
 
@@ -90,10 +91,10 @@ class GoldenHandler(Handler):
         await self.answer(self._remove(_warm(self), key))
 
     async def _remove(self, warm: Warm, key: str) -> dict[str, Any]:
-        goldens = await asyncio.to_thread(warm.goldens.store.list)
+        goldens = await warm.goldens.list()
         keys = {each.manifest.key for each in goldens if each.manifest.key.startswith(key)}
         for each in keys:
-            await warm.goldens.remove(each)
+            await warm.goldens.discard(each)
         return {"removed": len(keys)}
 
 

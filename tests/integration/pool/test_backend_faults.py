@@ -1,0 +1,196 @@
+"""Checkpoints and restores that fail or are cancelled: a clear error, and nothing left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from torpor.backends.base import Image
+from torpor.errors import LaunchError
+
+from tests.integration.pool.making import (
+    IS_ROOT,
+    LONG_S,
+    Making,
+    Running,
+    clone,
+    golden,
+    image_state,
+    sandbox,
+    small_disk,
+)
+
+pytestmark = pytest.mark.runsc
+
+# A checkpoint takes some 0.5 s here: before it has joined the sandbox, in it, in the pages.
+MOMENTS_S = (0.0, 0.02, 0.08, 0.2, 0.35)
+
+
+async def save(running: Running) -> None:
+    await running.backend.checkpoint(running.spec, running.handle)
+
+
+async def no_process_with(making: Making, word: str, within_s: float = 3.0) -> list[str]:
+    """Give what is still there with ``word`` in its command line after a moment to bury it."""
+    ends_at = time.monotonic() + within_s
+    while (found := making.processes(word)) and time.monotonic() < ends_at:
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def test_checkpoint_of_a_sandbox_that_has_died(making: Making) -> None:
+    folder = making.image_folder()
+    async with golden(making, folder) as running:
+        making.crash(running.handle)
+        await running.backend.exited(running.handle)
+        with pytest.raises(LaunchError):
+            await save(running)
+        assert folder.stat().st_uid == os.geteuid()
+
+
+@pytest.mark.parametrize("at_s", [0.05, 0.15, 0.3])
+async def test_sandbox_that_dies_while_it_is_saved(making: Making, at_s: float) -> None:
+    folder = making.image_folder()
+    async with golden(making, folder) as running:
+        saving = asyncio.create_task(save(running))
+        await asyncio.sleep(at_s)
+        making.crash(running.handle)
+        with contextlib.suppress(LaunchError):  # it may have been done just before
+            async with asyncio.timeout(LONG_S):
+                await saving
+    names, owners, mode = image_state(folder)
+    assert owners <= {(os.geteuid(), 0o600)}
+    assert mode == 0o700
+    assert names <= {"checkpoint.img", "pages.img", "pages_meta.img"}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("at_s", MOMENTS_S)
+async def test_cancelled_checkpoint(making: Making, at_s: float, times: int) -> None:
+    folder = making.image_folder()
+    async with golden(making, folder) as running:
+        saving = asyncio.create_task(save(running))
+        await asyncio.sleep(at_s)
+        for _ in range(times):
+            saving.cancel()
+            await asyncio.sleep(0)
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.timeout(LONG_S):
+                await saving
+        # "If cancelled or out of time, the program is killed": not only when the sandbox goes.
+        assert await no_process_with(making, "checkpoint") == []
+    assert image_state(folder)[1] <= {(os.geteuid(), 0o600)}
+
+
+async def test_checkpoint_that_takes_too_long(
+    making: Making, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.backends.local._CHECKPOINT_S", 0.1)
+    folder = making.image_folder()
+    async with golden(making, folder) as running:
+        with pytest.raises(LaunchError, match=r"took more than 0\.1 s"):
+            await save(running)
+        assert await no_process_with(making, "checkpoint") == []
+
+
+async def test_checkpoint_into_a_folder_that_is_gone(making: Making) -> None:
+    """Somebody empties the folder of goldens meanwhile."""
+    folder = making.image_folder()
+    async with golden(making, folder) as running:
+        shutil.rmtree(folder)
+        with pytest.raises(LaunchError):
+            await save(running)
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can mount a small file system")
+@pytest.mark.parametrize("size", ["4k", "1m", "24m"])
+async def test_checkpoint_onto_a_full_disk(making: Making, size: str) -> None:
+    folder = making.image_folder()
+    with small_disk(folder, size):
+        async with golden(making, folder) as running:
+            with pytest.raises(LaunchError) as caught:
+                await save(running)
+            assert "no space left on device" in str(caught.value).lower()
+            assert not await running.backend.alive(running.handle)
+        assert image_state(folder)[1] <= {(os.geteuid(), 0o600)}
+
+
+async def test_two_checkpoints_at_once_are_one(making: Making) -> None:
+    folder = making.image_folder()
+    async with golden(making, folder) as running:
+        done = await asyncio.gather(save(running), save(running), return_exceptions=True)
+    failed = [each for each in done if each is not None]
+    assert all(isinstance(each, LaunchError) for each in failed), done
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("step", ["folders", "plan", "uid", "cgroups", "spawn", "record", "go"])
+async def test_restore_cancelled_at_a_step(
+    making: Making, image: Path, step: str, times: int
+) -> None:
+    backend = making.backend(hang_at=step)
+    spec = making.spec("c", image=Image(image, restore=True))
+
+    async def restore() -> None:
+        await backend.prepare(spec)
+        await backend.start(spec)
+
+    before = image_state(image)
+    restoring = asyncio.create_task(restore())
+    await asyncio.sleep(0.25)
+    for _ in range(times):
+        restoring.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    await backend.destroy(spec.sandbox_id, spec.directory)
+    assert making.leftovers() == []
+    assert image_state(image) == before
+
+
+@pytest.mark.parametrize("at_s", [0.0, 0.01, 0.03, 0.07, 0.12, 0.2])
+async def test_restore_cancelled_at_a_moment(making: Making, image: Path, at_s: float) -> None:
+    async def restore() -> None:
+        async with clone(making, image, "c", None):
+            await asyncio.Event().wait()
+
+    restoring = asyncio.create_task(restore())
+    await asyncio.sleep(at_s)
+    restoring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    assert making.leftovers() == []
+
+
+@pytest.mark.parametrize("name", ["checkpoint.img", "pages.img", "pages_meta.img"])
+async def test_restore_of_half_an_image(making: Making, image: Path, name: str) -> None:
+    """Gvisor itself refuses an image that lacks something; the daemon never gets that far."""
+    folder = making.folder / "half"
+    shutil.copytree(image, folder)
+    file = folder / name
+    os.truncate(file, file.stat().st_size // 2)
+    spec = making.spec("c", image=Image(folder, restore=True))
+    async with sandbox(making, spec) as running:
+        async with asyncio.timeout(LONG_S):
+            ended = await running.backend.exited(running.handle)
+        assert ended.reason
+
+
+async def test_restore_from_an_empty_folder(making: Making) -> None:
+    spec = making.spec("c", image=Image(making.image_folder(), restore=True))
+    async with sandbox(making, spec) as running:
+        async with asyncio.timeout(LONG_S):
+            ended = await running.backend.exited(running.handle)
+        assert "checkpoint" in (ended.reason or "")
+
+
+async def test_restore_from_a_missing_folder(making: Making) -> None:
+    spec = making.spec("c", image=Image(making.folder / "none", restore=True))
+    with pytest.raises(LaunchError):
+        async with sandbox(making, spec):
+            pass
