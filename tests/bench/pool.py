@@ -39,11 +39,16 @@ c.Torpor.templates = {
 Raw = dict[str, list[dict[str, float]]]
 
 
-def first_reply(kernel: str, cwd: Path, config: dict[str, Any] | None = None) -> dict[str, float]:
-    """Start a kernel and execute one cell; give the seconds of each part, and shut it down."""
+def first_reply(
+    kernel: str, cwd: Path, ends: list[tuple[Any, Any]] | None = None
+) -> dict[str, float]:
+    """Start a kernel and execute one cell; give the seconds of each part.
+
+    It is shut down then, or with ``ends`` put there.
+    """
     began = time.perf_counter()
     manager = KernelManager(kernel_name=kernel)
-    manager.start_kernel(cwd=str(cwd), **(config or {}))
+    manager.start_kernel(cwd=str(cwd))
     started = time.perf_counter()
     client = manager.client()
     client.start_channels()
@@ -52,8 +57,10 @@ def first_reply(kernel: str, cwd: Path, config: dict[str, Any] | None = None) ->
     replied = time.perf_counter()
     _reply(client)
     again = time.perf_counter()
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
+    if ends is None:
+        _end(manager, client)
+    else:
+        ends.append((manager, client))
     return {
         "total": replied - began,
         "start_kernel": started - began,
@@ -61,6 +68,11 @@ def first_reply(kernel: str, cwd: Path, config: dict[str, Any] | None = None) ->
         "first_execute": replied - connected,
         "second_execute": again - replied,
     }
+
+
+def _end(manager: Any, client: Any) -> None:
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
 
 
 def _reply(client: Any) -> None:
@@ -84,8 +96,11 @@ def wait_ready(count: int, within_s: float = 120) -> None:
 
 def burst(count: int, cwd: Path) -> list[dict[str, float]]:
     """Start so many at the same moment; give what each took."""
+    ends: list[tuple[Any, Any]] = []
     with ThreadPoolExecutor(count) as threads:
-        return list(threads.map(lambda _: first_reply(KERNEL, cwd), range(count)))
+        found = list(threads.map(lambda _: first_reply(KERNEL, cwd, ends), range(count)))
+        list(threads.map(lambda end: _end(*end), ends))
+    return found
 
 
 def measure(options: argparse.Namespace, home: Path, folder: Path) -> tuple[Raw, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import time
@@ -16,6 +17,7 @@ from torpor.client import Client
 from torpor.client_pool import PoolClient
 from torpor.config import user_paths
 
+from tests.e2e.cells import value
 from tests.home import KERNEL, start, stop, torpor_home, write_kernelspec
 from tests.world import look, processes_of
 
@@ -72,9 +74,7 @@ class PoolHome:
             and shape["kernel_name"] == kernel_name
         )
 
-    def wait_ready(
-        self, workspace: Path | None, count: int = 1, kernel_name: str = KERNEL
-    ) -> None:
+    def wait_ready(self, workspace: Path | None, count: int = 1, kernel_name: str = KERNEL) -> None:
         """Return once ``count`` clones wait for kernels of that name in that workspace."""
         self.wait(
             lambda: self.ready(workspace, kernel_name) >= count,
@@ -137,10 +137,20 @@ def pool_home(config: str = "", **environ: str) -> Iterator[PoolHome]:
         yield PoolHome(folder)
 
 
-def start_of(km: KernelManager) -> dict[str, Any]:
-    """Give how a kernel was started and why, as torpord tells it."""
+def state_of(km: KernelManager) -> dict[str, Any]:
+    """Give what torpord tells of a kernel."""
     assert km.kernel_id is not None
-    return dict(asyncio.run(Client(user_paths()).kernel(km.kernel_id))["start"])
+    return asyncio.run(Client(user_paths()).kernel(km.kernel_id))
+
+
+def start_of(km: KernelManager) -> dict[str, Any]:
+    """Give how a kernel was started, and why so."""
+    return dict(state_of(km)["start"])
+
+
+def told(kc: BlockingKernelClient, code: str) -> Any:
+    """Execute ``code`` and give its last expression, which is of Python's literals, as an object."""
+    return ast.literal_eval(value(kc, code))
 
 
 @contextmanager

@@ -27,6 +27,8 @@ from torpor.golden.build import Golden
 from torpor.lifecycle.pool import Machine, decide
 
 _RETRY_S = 10.0
+_FIRST_CELL_S = 0.4
+"""A restore beside the first cell of a kernel that was just started would slow that down."""
 _QUIET_S = 0.3
 """A golden is built when nobody has waited for a start for so long."""
 
@@ -74,7 +76,8 @@ class Pool:
 
     @asynccontextmanager
     async def launching(self) -> AsyncIterator[None]:
-        """Inside it somebody waits for a start: the pool gives way."""
+        """Inside it, and a moment longer, somebody waits for a start and its first cell: the pool
+        gives way."""
         if not self._launching:
             self._launching_since = asyncio.get_running_loop().time()
         self._launching += 1
@@ -82,10 +85,13 @@ class Pool:
         try:
             yield
         finally:
-            self._launching -= 1
-            if not self._launching:
-                self._quiet.set()
-            self._news.set()
+            asyncio.get_running_loop().call_later(_FIRST_CELL_S, self._launched)
+
+    def _launched(self) -> None:
+        self._launching -= 1
+        if not self._launching:
+            self._quiet.set()
+        self._news.set()
 
     def asked(self, lineage: Lineage, spec: SandboxSpec) -> None:
         """Take note that somebody wanted such a kernel, served from the pool or not."""

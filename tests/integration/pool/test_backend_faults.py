@@ -28,6 +28,7 @@ from tests.integration.pool.making import (
 pytestmark = pytest.mark.runsc
 
 # A checkpoint takes some 0.5 s here: before it has joined the sandbox, in it, in the pages.
+SAVING = " checkpoint --image-path"
 MOMENTS_S = (0.0, 0.02, 0.08, 0.2, 0.35)
 
 
@@ -83,7 +84,7 @@ async def test_cancelled_checkpoint(making: Making, at_s: float, times: int) -> 
             async with asyncio.timeout(LONG_S):
                 await saving
         # "If cancelled or out of time, the program is killed": not only when the sandbox goes.
-        assert await no_process_with(making, "checkpoint") == []
+        assert await no_process_with(making, SAVING) == []
     assert image_state(folder)[1] <= {(os.geteuid(), 0o600)}
 
 
@@ -95,7 +96,7 @@ async def test_checkpoint_that_takes_too_long(
     async with golden(making, folder) as running:
         with pytest.raises(LaunchError, match=r"took more than 0\.1 s"):
             await save(running)
-        assert await no_process_with(making, "checkpoint") == []
+        assert await no_process_with(making, SAVING) == []
 
 
 async def test_checkpoint_into_a_folder_that_is_gone(making: Making) -> None:
