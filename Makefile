@@ -73,6 +73,7 @@ format: venv
 
 bench: runsc
 	@$(BIN)/python -m tests.bench.spine
+	@$(BIN)/python -m tests.bench.pool
 
 clean:
 	@if [[ -x $(BIN)/torpor ]]; then $(BIN)/torpor daemon stop >/dev/null 2>&1 || \

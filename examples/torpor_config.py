@@ -19,6 +19,12 @@ c.Torpor.templates = {
         "workspace": "ro",
         "read_only": ["/srv/datasets"],
     },
+    "instant": {
+        "description": "Always two kernels ready, with pandas imported where it is installed",
+        "pool_least": 2,
+        "pool_most": 8,
+        "warm_up": ["numpy?", "pandas?"],
+    },
     "scratch": {
         "description": "For code nobody has read: sees no folder of yours at all",
         "memory_bytes": "1G",
@@ -35,6 +41,10 @@ c.Torpor.default_template = "default"
 
 # Where `torpor install-runsc` finds official releases: a mirror inside your network, for example.
 # c.InstallRunscCommand.release_url = "https://mirror.example/gvisor/releases/release"
+
+# Disk space for goldens, and memory that waiting clones never take.
+c.TorporDaemon.goldens_max_bytes = 4 << 30
+c.TorporDaemon.reserve_bytes = 1 << 30
 
 # torpord ends by itself after so many seconds without a kernel.
 c.TorporDaemon.idle_exit_s = 300

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import platform
+import secrets
 import statistics
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.manager import KernelManager
+from torpor.api import CHANNELS, Endpoints, LaunchRequest
 from torpor.client import Client
 from torpor.client_pool import PoolClient
 from torpor.config import user_paths
@@ -36,6 +39,7 @@ c.Torpor.templates = {
     "unpooled": {"pool_most": 0},
 }
 """
+_KINDS = ("host", "warm", "api", "cloned", "cold", "burst", "api_burst", "host_burst")
 Raw = dict[str, list[dict[str, float]]]
 
 
@@ -81,6 +85,44 @@ def _reply(client: Any) -> None:
         pass
 
 
+async def api_reply(cwd: Path) -> dict[str, float]:
+    """Do the same without jupyter_client's manager, as a program that drives kernels would."""
+    key = secrets.token_hex(16)
+    endpoints = Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), key)
+    argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    kernel_id = secrets.token_hex(8)
+    daemon = Client(user_paths())
+    env = {name: os.environ[name] for name in ("LANG", "PYTHONPATH") if name in os.environ}
+    request = LaunchRequest(
+        kernel_id, argv, str(cwd), endpoints, kernel_name=KERNEL, env=env, workspace=str(cwd)
+    )
+    began = time.perf_counter()
+    state = await daemon.launch(request)
+    started = time.perf_counter()
+    client = AsyncKernelClient()
+    ports = {f"{name}_port": port for name, port in state["client"]["ports"].items()}
+    client.load_connection_info(
+        {"ip": "127.0.0.1", "transport": "tcp", "key": key, "signature_scheme": "hmac-sha256"}
+        | ports
+    )
+    client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
+    msg_id = client.execute("1 + 1")
+    while (await client.get_shell_msg(timeout=120))["parent_header"].get("msg_id") != msg_id:
+        pass
+    replied = time.perf_counter()
+    client.stop_channels()
+    client.context.destroy(linger=0)
+    return {"total": replied - began, "launch": started - began, "kernel_id": kernel_id}  # type: ignore[dict-item]
+
+
+async def api_burst(count: int, cwd: Path) -> list[dict[str, float]]:
+    """Start so many at once over the control API, remove them afterwards."""
+    found = await asyncio.gather(*(api_reply(cwd) for _ in range(count)))
+    for each in found:
+        await Client(user_paths()).delete(str(each.pop("kernel_id")))
+    return found
+
+
 def pool_state() -> dict[str, Any]:
     return asyncio.run(PoolClient(Client(user_paths())).pool())
 
@@ -94,17 +136,17 @@ def wait_ready(count: int, within_s: float = 120) -> None:
         time.sleep(0.1)
 
 
-def burst(count: int, cwd: Path) -> list[dict[str, float]]:
+def burst(count: int, cwd: Path, kernel: str = KERNEL) -> list[dict[str, float]]:
     """Start so many at the same moment; give what each took."""
     ends: list[tuple[Any, Any]] = []
     with ThreadPoolExecutor(count) as threads:
-        found = list(threads.map(lambda _: first_reply(KERNEL, cwd, ends), range(count)))
+        found = list(threads.map(lambda _: first_reply(kernel, cwd, ends), range(count)))
         list(threads.map(lambda end: _end(*end), ends))
     return found
 
 
 def measure(options: argparse.Namespace, home: Path, folder: Path) -> tuple[Raw, dict[str, Any]]:
-    raw: Raw = {name: [] for name in ("host", "warm", "cloned", "cold", "burst")}
+    raw: Raw = {name: [] for name in _KINDS}
     same = folder / "same"
     same.mkdir()
     first_reply(KERNEL, same)
@@ -114,6 +156,9 @@ def measure(options: argparse.Namespace, home: Path, folder: Path) -> tuple[Raw,
         wait_ready(1)
         time.sleep(options.rest_s)
         raw["warm"].append(first_reply(KERNEL, same))
+        wait_ready(1)
+        time.sleep(options.rest_s)
+        raw["api"] += asyncio.run(api_burst(1, same))
         if number % 3 == 0:
             other = folder / f"other{number}"
             other.mkdir()
@@ -124,6 +169,10 @@ def measure(options: argparse.Namespace, home: Path, folder: Path) -> tuple[Raw,
     time.sleep(options.rest_s)
     memory = pss_bytes(home)
     raw["burst"] = burst(options.burst, same)
+    wait_ready(min(options.burst, 20))
+    time.sleep(options.rest_s)
+    raw["api_burst"] = asyncio.run(api_burst(options.burst, same))
+    raw["host_burst"] = burst(options.burst, same, HOST)
     return raw, memory
 
 
@@ -134,7 +183,10 @@ def quantile(values: list[float], part: float) -> float:
 
 GOALS = {
     "warm": ("warm claim to first reply", {"p50": 0.05, "p99": 0.25}),
+    "api": ("  the same by control API", {}),
     "burst": ("20 at once, from the pool", {"p99": 1.0}),
+    "api_burst": ("  the same by control API", {"p99": 1.0}),
+    "host_burst": ("  20 plain ones at once", {}),
     "cloned": ("golden clone to first reply", {"p50": 0.6}),
     "cold": ("cold start to first reply", {}),
 }
