@@ -96,26 +96,29 @@ class PoolHome:
                 raise AssertionError(f"no {what} in {within_s:g} s: {self.pool()}\n{log}")
             time.sleep(0.05)
 
-    def wait_settled(self, within_s: float = 20) -> None:
-        """Return once all that is left are clones that wait, or sandboxes that the pool makes now."""
+    def kernels(self) -> set[str]:
+        """Give the ids of the kernels that exist."""
+        return {each["kernel_id"] for each in asyncio.run(Client(user_paths()).kernels())}
+
+    def wait_settled(self, before: set[str] | None = None, within_s: float = 20) -> None:
+        """Return once all that is left is the pool's, or of the kernels that were there ``before``."""
         deadline = time.monotonic() + within_s
-        while (left := self._unexplained()) is not None:
+        while (left := self._unexplained(before or set())) is not None:
             if time.monotonic() > deadline:
                 raise AssertionError(f"left in the world: {left}")
             time.sleep(0.1)
 
-    def _unexplained(self) -> str | None:
-        if kernels := asyncio.run(Client(user_paths()).kernels()):
-            return f"kernels {kernels}"
+    def _unexplained(self, before: set[str]) -> str | None:
+        if more := self.kernels() - before:
+            return f"kernels {more}"
         found, pool = look(self.path), self.pool()
         if found.mounts or found.cgroups:
             return str(found)
-        wanted = len(pool["building"]) + sum(
-            shape["ready"] + shape["starting"] for shape in pool["shapes"]
-        )
+        explained = len(before) + len(pool["building"])
+        explained += sum(shape["ready"] + shape["starting"] for shape in pool["shapes"])
         names = [Path(folder).name for folder in found.files]
-        if len(names) > wanted:
-            return f"{len(names)} sandboxes where the pool has {wanted}: {names}"
+        if len(names) > explained:
+            return f"{len(names)} sandboxes where {explained} are accounted for: {pool}"
         running = processes_of(self.path, services=False)
         strays = [each for pid, each in running.items() if not _is_of(pid, names)]
         return f"processes {strays}" if strays else None

@@ -167,11 +167,11 @@ def ws(home: PoolHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def clean_world(home: PoolHome, request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test nothing is left but the pool's, and the kernel that some tests share."""
+def clean_world(home: PoolHome) -> Iterator[None]:
+    """After each test nothing is left that was not there before, but what is the pool's."""
+    before = home.kernels()
     yield
-    if "shared" not in request.fixturenames:
-        home.wait_settled()
+    home.wait_settled(before)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def test_the_example_configuration_can_be_used_as_it_is(tmp_path: Path) -> None:
     example = (ROOT / "examples" / "torpor_config.py").read_text()
     (paths.config / "torpor_config.py").write_text(example)
     settings = load_settings(paths, {})
-    assert set(settings.templates) == {"default", "big", "scratch"}
+    assert set(settings.templates) == {"default", "big", "instant", "scratch"}
     assert settings.template("big").memory_bytes == 16 << 30
 
 
