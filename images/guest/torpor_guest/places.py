@@ -11,7 +11,7 @@ import ctypes
 import os
 import struct
 
-WORKSPACE = "/mnt/workspace"
+WORKSPACE = "/run/torpor/workspace"
 
 _MS_BIND, _MS_REC = 0x1000, 0x4000
 _MNT_DETACH = 2

@@ -57,7 +57,8 @@ class Lineage:
 
     ``key`` is a digest of all that a golden fixes: programs, environment, limits, mounts, runsc,
     processor. ``golden`` is what to build it from; the builder sets id, directory, key and image.
-    ``workspace`` and ``mode`` are what every clone is restored with. ``claim`` holds the parameters
+    ``workspace``, ``asked`` (the path that leads there, where that is another) and ``mode`` are what
+    every clone is restored with. ``claim`` holds the parameters
     of the guest's ``claim``: ``env``, ``unset``, ``cwd``, ``workspace``, ``code``, ``start``.
     ``watched`` are the host folders that packages are installed into.
     """
@@ -66,6 +67,7 @@ class Lineage:
     golden: SandboxSpec
     read_only: bool
     workspace: str | None
+    asked: str
     mode: str
     claim: Mapping[str, Any] = field(repr=False)
     watched: tuple[str, ...]

@@ -21,7 +21,7 @@ from torpor.backends.base import Image, Lineage, NotClonable, SandboxSpec
 from torpor.backends.local_design import GuestCode, Survey, User, design, start_params, survey
 from torpor.python_prefix import within
 from torpor.runsc.etc import HOME
-from torpor.runsc.plan import Machine
+from torpor.runsc.plan import WORKSPACE_AT, Machine
 from torpor.template import Template, WorkspaceMode
 
 _VERSION = 1
@@ -48,6 +48,8 @@ def lineage(
     seen = survey(spec, guest=guest, user=user, private=private)
     if seen.granted.mount and seen.granted.mount.hidden:
         raise NotClonable("the workspace holds folders of Torpor itself")
+    if seen.granted.mount and within(seen.granted.mount.path, WORKSPACE_AT):
+        raise NotClonable(f"{WORKSPACE_AT} is where clones have their workspace first")
     start = start_params(spec, seen)
     golden = _golden_spec(spec, seen)
     golden_start = start_params(golden, survey(golden, guest=guest, user=user, private=private))
@@ -73,6 +75,7 @@ def lineage(
         golden=golden,
         read_only=golden.image.read_only,
         workspace=mount.path if mount else None,
+        asked=_asked(spec, seen),
         mode=seen.granted.mode.value,
         claim={
             "env": env,
@@ -125,6 +128,12 @@ def _plan(
 ) -> Any:
     plan = design(golden, guest=guest, machine=machine, user=user, private=private).plan
     return {name: plan[name] for name in ("argv", "tree", "env")}
+
+
+def _asked(spec: SandboxSpec, seen: Survey) -> str:
+    """Give the link by which the workspace was asked for, which a clone's files have as well."""
+    path = os.path.abspath(spec.workspace) if spec.workspace else ""
+    return path if path in seen.folders.links else ""
 
 
 def _kept(seen: Survey) -> list[str]:

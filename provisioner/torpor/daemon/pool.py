@@ -21,8 +21,8 @@ from torpor.daemon.machine import available_bytes, processors_are_busy
 from torpor.daemon.parts import Parts
 from torpor.daemon.pool_shapes import Kind, shape_name
 from torpor.daemon.tasks import Tasks
-from torpor.daemon.unclaimed import Clone, Unclaimed
-from torpor.errors import SandboxError
+from torpor.daemon.unclaimed import Clone, Unclaimed, folder_identity
+from torpor.errors import ConfigError, SandboxError
 from torpor.golden.build import Golden
 from torpor.lifecycle.pool import Machine, decide
 
@@ -118,7 +118,8 @@ class Pool:
                 clone.watch.cancel()
             self._news.set()
             try:
-                if await self._parts.backend.alive(clone.handle):
+                same_folder = folder_identity(lineage.workspace) == clone.folder
+                if same_folder and await self._parts.backend.alive(clone.handle):
                     return clone
             except BaseException:
                 await self._end(clone)
@@ -131,6 +132,8 @@ class Pool:
         try:
             with self._goldens.store.hold(golden):
                 return await self._unclaimed.restore(golden, lineage, spec, to_wait=False)
+        except ConfigError:
+            raise
         except (SandboxError, OSError) as exc:
             await self._goldens.sick(golden, str(exc), in_a_row=1)
             raise
@@ -221,6 +224,10 @@ class Pool:
                 return
             with self._goldens.store.hold(golden):
                 clone = await self._unclaimed.restore(golden, kind.lineage, kind.spec, to_wait=True)
+        except ConfigError as exc:  # its workspace is gone: nobody can want such a clone now
+            log("clones are not refilled", shape=kind.name, reason=exc.message)
+            kind.arrivals.clear()
+            return
         except (SandboxError, OSError, TimeoutError) as exc:
             kind.failed(str(exc), loop.time())
             if golden is not None:

@@ -82,7 +82,7 @@ class Kind:
 
 def shape_name(lineage: Lineage) -> str:
     """Give the name under which equal clones wait."""
-    return f"{lineage.key[:16]}:{lineage.mode}:{lineage.workspace or ''}"
+    return f"{lineage.key[:16]}:{lineage.mode}:{lineage.workspace or ''}:{lineage.asked}"
 
 
 def limits_of(template: Template) -> PoolLimits:

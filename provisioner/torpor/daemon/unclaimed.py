@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from torpor.backends.base import Handle, Image, Lineage, SandboxSpec
 from torpor.daemon.guest_line import GuestLine
 from torpor.daemon.parts import Parts
 from torpor.daemon.records import SandboxRow
-from torpor.errors import LaunchError, SandboxError
+from torpor.errors import ConfigError, LaunchError, SandboxError
 from torpor.golden.build import Golden
 from torpor.lifecycle import run_to_end
 
@@ -47,7 +49,20 @@ class Clone:
     golden: Golden
     lineage: Lineage
     ready_at: float
+    folder: tuple[int, int] | None
+    """Which folder its workspace is, as ``folder_identity`` says; it may be replaced meanwhile."""
     watch: asyncio.Task[Any] | None = None
+
+
+def folder_identity(path: str | None) -> tuple[int, int] | None:
+    """Give what tells a folder from another one that has its path later; None when there is none."""
+    if path is None:
+        return None
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return None
+    return (seen.st_dev, seen.st_ino) if stat.S_ISDIR(seen.st_mode) else None
 
 
 class Unclaimed:
@@ -84,6 +99,9 @@ class Unclaimed:
         Raises:
             SandboxError: it could not be restored, or does not answer.
         """
+        folder = folder_identity(lineage.workspace)
+        if lineage.workspace is not None and folder is None:
+            raise ConfigError(f"the workspace {lineage.workspace} is not a folder any more")
         row = self._row()
         spec = replace(
             spec,
@@ -106,7 +124,7 @@ class Unclaimed:
         except BaseException:
             await self.destroy(row.sandbox_id)
             raise
-        return Clone(row, handle, golden, lineage, asyncio.get_running_loop().time())
+        return Clone(row, handle, golden, lineage, asyncio.get_running_loop().time(), folder)
 
     async def destroy(self, sandbox_id: str) -> None:
         """Remove every trace of a sandbox; what would not go away is left to the sweep."""

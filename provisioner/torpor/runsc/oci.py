@@ -134,6 +134,7 @@ def _mounts(
         _mount("tmpfs", "/dev", "tmpfs", "nosuid", "mode=0755", "size=65536k"),
         _mount("tmpfs", "/dev/shm", "tmpfs", *private, "mode=1777", f"size={template.shm_bytes}"),
         _mount("tmpfs", "/tmp", "tmpfs", *private, "mode=1777", f"size={template.tmp_bytes}"),
+        _mount("tmpfs", "/var/tmp", "tmpfs", *private, "mode=1777", f"size={template.tmp_bytes}"),
         _mount("tmpfs", HOME, "tmpfs", *private, "mode=0700", f"size={template.home_bytes}"),
     ]
     for folder in folders:

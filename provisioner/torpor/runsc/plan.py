@@ -25,7 +25,7 @@ BOOT_FILE = "/run/torpor/boot.json"
 GUEST_FOLDER = "/opt/torpor/torpor_guest"
 LINK_FOLDER = "/opt/torpor/torpor/link"
 
-WORKSPACE_AT = "/mnt/workspace"
+WORKSPACE_AT = "/run/torpor/workspace"
 """Where every clone of a golden gets its workspace; the guest moves it (``torpor_guest.places``)."""
 
 _BUNDLE = "/bundle"
@@ -34,7 +34,7 @@ _LOG = "/log"
 _STATE = "/run/runsc"
 _RUNSC = "/runsc"
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-_COVERED = (HOME, "/tmp", "/dev", "/proc", "/sys")
+_COVERED = (HOME, "/tmp", "/var/tmp", "/dev", "/proc", "/sys")
 OOM_SCORE_ADJ = 300
 
 
@@ -243,7 +243,7 @@ def _rootfs_tree(
     folders: HostFolders, in_root: Sequence[str], boot: Mapping[str, Any], points_of: Sequence[str]
 ) -> list[dict[str, Any]]:
     # A mount point cannot lie behind a link: gVisor would follow it into the other folder.
-    shortcuts = {"/var/tmp": "/tmp", "/var/run": "/run"}
+    shortcuts = {"/var/run": "/run"}
     for at in [at for at in shortcuts if any(within(each, at) for each in [*in_root, *points_of])]:
         del shortcuts[at]
     points = (
@@ -255,7 +255,7 @@ def _rootfs_tree(
         HOME,
         "/etc",
         "/run",
-        "/var",
+        "/var/tmp",
         "/opt",
         "/mnt",
     )
@@ -293,7 +293,8 @@ def _mount_sources(
             and workspace.mode is WorkspaceMode.OVERLAY
         )
         if each.name == "workspace" and workspace is None:
-            entries.append(_directory(each.source, 0o555))
+            # The sandbox's own: an overlay of a golden remembers whose its lowest folder was.
+            entries.append({**_directory(each.source), "mine": True})
             continue
         source = workspace.path if each.name == "workspace" and workspace else each.at
         read_only = each.read_only or overlaid

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from torpor.backends.local import LocalBackend, make_local_backend
 from torpor.daemon.guest_line import GuestLine
 from torpor.errors import LaunchError
 from torpor.runsc.launcher import syscalls
-from torpor.template import Template
 
 from tests.integration.backend.world import LocalSubject
 
@@ -34,7 +34,7 @@ def _facts():
     status = dict(line.rstrip().split(":", 1) for line in open("/proc/1/status"))
     return {
         "cwd": _os.getcwd(), "names": sorted(_os.listdir(".")), "env": _os.environ["REPORT"],
-        "host": _os.uname().nodename, "random": _os.urandom(4).hex(), "before": _os.path.exists("/mnt/workspace/mark"),
+        "host": _os.uname().nodename, "random": _os.urandom(4).hex(), "before": _os.path.exists("/run/torpor/workspace/mark"),
         "rights": {name: status[name].strip() for name in status if name.startswith("Cap")},
     }
 def _report():
@@ -79,9 +79,28 @@ class Making(LocalSubject):
         folder.mkdir(mode=0o700)
         return folder
 
-    def processes(self, word: str) -> list[str]:
+    def processes(self, word: str = "") -> dict[int, str]:
         """Give the live processes of these sandboxes whose command line has ``word``."""
-        return [each for each in self.leftovers(settle=False) if word in each and "process" in each]
+        found = {}
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError, ValueError):
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if self.folder.name in line and word in line and int(entry.name) != os.getpid():
+                    found[int(entry.name)] = line
+        return found
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop every process of these sandboxes meanwhile: gVisor answers nobody."""
+        pids = [pid for pid, line in self.processes().items() if "runsc" in line.split(" ", 1)[0]]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
 
 @dataclass(slots=True)
@@ -147,7 +166,7 @@ async def clone(
         yield running
 
 
-def claim(workspace: Path | None, **changes: Any) -> dict[str, Any]:
+def claim(workspace: Path | None, /, **changes: Any) -> dict[str, Any]:
     """Give the parameters of a claim; ``changes`` replace some."""
     start = {"argv": [sys.executable], "env": {}, "cwd": "/"}
     shown = None if workspace is None else {"path": str(workspace), "keep": []}

@@ -57,7 +57,7 @@ async def test_two_clones_of_one_image_become_two_kernels(
         ]
         for number, running in enumerate(clones):
             async with running.line() as line:
-                code = "open('/mnt/workspace/written', 'w').write(str(marked))"
+                code = "open('/run/torpor/workspace/written', 'w').write(str(marked))"
                 reply = await line.call("execute", {"code": code}, timeout_s=LONG_S)
                 assert reply["status"] == "ok", reply
                 env, host = {"REPORT": f"kernel {number}"}, f"host-{number}"

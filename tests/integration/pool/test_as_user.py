@@ -1,0 +1,42 @@
+"""As root: what needs no daemon once more as an ordinary user, on the same runsc."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.unprivileged import REPOSITORY, as_user, user_env
+
+pytestmark = [
+    pytest.mark.runsc,
+    pytest.mark.skipif(os.geteuid() != 0, reason="is an ordinary user already"),
+    pytest.mark.timeout(300),
+]
+
+
+@pytest.mark.parametrize("name", ["test_backend.py", "test_backend_faults.py", "test_guest.py"])
+def test_the_same_as_an_ordinary_user(
+    runsc: Path, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    home = tmp_path_factory.mktemp("user") / "home"
+    runsc = runsc.resolve()
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        f"--basetemp={home}/t",
+        str(Path(__file__).with_name(name)),
+    ]
+    done = subprocess.run(
+        as_user(command, home=home, needs=[runsc.parent]),
+        env=user_env(home, TORPOR_TEST_RUNSC=str(runsc), PYTHONDONTWRITEBYTECODE="1"),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
