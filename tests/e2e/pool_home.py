@@ -65,19 +65,26 @@ class PoolHome:
         """Give what the pool has counted so far."""
         return dict(self.pool()["counters"])
 
-    def ready(self, workspace: Path | None, kernel_name: str = KERNEL) -> int:
-        """Give how many clones wait for a workspace (None: for none at all)."""
+    def ready(self, workspace: Path | None, kernel_name: str = KERNEL, golden: str = "") -> int:
+        """Give how many clones (of that golden) wait for a workspace; None: for none at all."""
         return sum(
             shape["ready"]
             for shape in self.pool()["shapes"]
             if shape["workspace"] == (None if workspace is None else str(workspace))
             and shape["kernel_name"] == kernel_name
+            and golden in ("", shape["golden"])
         )
 
-    def wait_ready(self, workspace: Path | None, count: int = 1, kernel_name: str = KERNEL) -> None:
+    def wait_ready(
+        self,
+        workspace: Path | None,
+        count: int = 1,
+        kernel_name: str = KERNEL,
+        golden: str = "",
+    ) -> None:
         """Return once ``count`` clones wait for kernels of that name in that workspace."""
         self.wait(
-            lambda: self.ready(workspace, kernel_name) >= count,
+            lambda: self.ready(workspace, kernel_name, golden) >= count,
             f"{count} clones of {kernel_name} in {workspace}",
         )
 
@@ -86,11 +93,12 @@ class PoolHome:
         self.wait(lambda: len(self.events("golden built")) >= count, f"{count} goldens")
 
     def wait(self, reached: Callable[[], bool], what: str, within_s: float = WAIT_S) -> None:
-        """Return once ``reached``; AssertionError with the log's end when it takes too long."""
+        """Return once ``reached``; AssertionError when a golden cannot be built or it takes too long."""
         deadline = time.monotonic() + within_s
+        before = len(self.events("golden not built"))
         while not reached():
-            failed = self.events("golden not built")
-            assert not failed, failed
+            failed = self.events("golden not built")[before:]
+            assert not [each for each in failed if "was written while" not in each["error"]]
             if time.monotonic() > deadline:
                 log = (self.path / "state" / "torpord.log").read_text()[-3000:]
                 raise AssertionError(f"no {what} in {within_s:g} s: {self.pool()}\n{log}")

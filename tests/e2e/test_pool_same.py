@@ -90,7 +90,8 @@ ASPECTS = {
         "(lambda s: [socket.create_connection(s.getsockname()).close(), s.close()])"
         "(socket.create_server(('127.0.0.1', 0)))"
     ),
-    "mounts": "sorted(open('/proc/self/mounts'))",
+    # but for what covers the place where clones have their workspace first
+    "mounts": "sorted(l for l in open('/proc/self/mounts') if '/run/torpor' not in l)",
     "name of the machine resolves": "socket.gethostbyname(socket.gethostname())",
     "places in /": "sorted(os.listdir('/'))",
     "private /tmp": HIDDEN.format("' '.join(sorted(os.listdir('/tmp')))"),
@@ -272,9 +273,9 @@ def test_the_place_where_clones_get_their_workspace_is_empty(pair: Pair) -> None
     code = (
         "import os; [os.path.isdir('/run/torpor/workspace') and os.listdir('/run/torpor/workspace'),"
         " os.path.exists('/run/torpor/workspace/a.txt'),"
-        " [line for line in open('/proc/self/mountinfo') if '/run/torpor/workspace' in line]]"
+        " os.access('/run/torpor/workspace', os.W_OK)]"
     )
-    assert told(pair[1], code) in ([[], False, []], [False, False, []])
+    assert told(pair[1], code) == [[], False, False]
 
 
 def test_nobody_can_mount_or_see_into_process_1(pair: Pair) -> None:
@@ -290,7 +291,7 @@ def closed(path):
         return type(error).__name__
 [refused('mount', b'/mnt', b'/tmp', None, 0x1000, None), refused('umount2', os.getcwd().encode(), 2),
  refused('sethostname', b'other', 5), refused('unshare', 0x20000),
- closed('/proc/1/fd'), closed('/proc/1/mem'), closed('/proc/1/environ')]
+ closed('/proc/1/fd/0'), closed('/proc/1/mem'), closed('/proc/1/environ')]
 """
     assert told(pair[1], code) == [(-1, 1)] * 4 + ["PermissionError"] * 3
 

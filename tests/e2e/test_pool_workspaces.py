@@ -200,8 +200,10 @@ def test_by_a_symbolic_link(place: Callable[[str, str], Path], home: PoolHome, h
     folder, link = place("/srv", "ws-"), place("/srv", "links-") / "ws"
     link.symlink_to(folder)
     fill(folder)
-    if how == "claimed":
-        warm(home, folder)
+    if how == "claimed":  # clones that wait know the link: their files cannot be changed later
+        with kernel(link):
+            pass
+        home.wait_ready(folder)
     with kernel(link, how=how) as (_, kc):
         code = f"[os.getcwd(), open('{link}/mine.txt').read(), os.path.realpath('{link}')]"
         assert told(kc, f"import os; {code}") == [str(folder), "from the host;", str(folder)]

@@ -87,6 +87,7 @@ class Guest:
             silent.replied(parts)
 
         self._on_own_reply = replied
+        self._kernel.on_end = silent.kernel_ended
         line = KernelLine(self._loop, line_fd) if line_fd >= 0 else None
         return Golden(self._kernel, self._probe, silent, line).methods()
 

@@ -9,7 +9,7 @@ More requests, served only where boot.json says ``"golden": true``::
     rehearse {}                           → {"reseeded": [str]}: in a clone that waits; its randomness
                                             is its own from then on, and the claim need not see to it
     check   {}                            → {"kernel_info": {}}: a real kernel_info round trip
-    claim   {"env": {}, "unset": [], "cwd", "hostname", "workspace": null | {"path", "keep": []},
+    claim   {"env": {}, "unset": [], "cwd", "workspace": null | {"path", "keep": []},
              "code": str | null, "start": StartParams, "timeout_s"} → {"reseeded": [str]}
                                             and before it the event ``ready``
 
@@ -115,12 +115,12 @@ class Golden:
             if workspace is not None:
                 self._places.show_workspace(workspace["path"], workspace["keep"])
             self._places.hide_fixed_place()
-            if params.get("hostname"):
-                self._places.set_hostname(params["hostname"])
             self._places.drop_rights()
         except (OSError, KeyError, TypeError) as exc:
             answer(_error("claim", f"the workspace cannot be shown: {exc}"))
             return
+
+        reseeded: list[Any] = []
 
         def done(body: dict[str, Any]) -> None:
             if not (body.get("ok") is True or body.get("status") == "ok"):
@@ -128,14 +128,21 @@ class Golden:
                 answer(_error("claim", f"the kernel did not take its new identity: {why}"))
                 return
             self._kernel.claimed(start)
-            answer({"result": {"reseeded": body.get("reseeded", [])}})
+            answer({"result": {"reseeded": reseeded}})
 
-        if self._line is not None:
+        def run_code(body: dict[str, Any]) -> None:
+            reseeded.extend(body.get("reseeded") or ())
+            if body.get("ok") is not True or not code:
+                done(body)
+                return
+            timeout_s = float(params.get("timeout_s") or _CLAIM_S)
+            self._silent.ask("execute_request", execute_content(str(code)), timeout_s, done)
+
+        if self._line is None:
+            run_code({"ok": True})
+        else:
             wanted = {name: params.get(name) for name in ("env", "unset", "cwd")}
-            self._line.ask({"do": "claim", "last": not code, **wanted}, done)
-            return
-        timeout_s = float(params.get("timeout_s") or _CLAIM_S)
-        self._silent.ask("execute_request", execute_content(str(code)), timeout_s, done)
+            self._line.ask({"do": "claim", "last": True, **wanted}, run_code)
 
     def _ask(self, request: dict[str, Any], answer: Answer) -> None:
         if self._refused(answer):

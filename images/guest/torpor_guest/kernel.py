@@ -74,6 +74,8 @@ class Kernel:
         self._exit_code: int | None = None
         self.state = "idle"
         self.generation = 0
+        self.on_end: Callable[[], None] = _nothing
+        """Called whenever a kernel process has ended."""
 
     @property
     def pid(self) -> int | None:
@@ -199,6 +201,7 @@ class Kernel:
             self._fail("timeout", self._timed_out)
         else:
             self._fail("exited", f"the kernel {_ending(exit_code)} before it was ready")
+        self.on_end()
         begin, self._after_exit = self._after_exit, None
         if begin is not None:
             begin()
@@ -237,6 +240,10 @@ class Kernel:
 
     def _tail(self) -> str:
         return self._output.tail() if self._output is not None else ""
+
+
+def _nothing() -> None:
+    pass
 
 
 def _ending(exit_code: int) -> str:

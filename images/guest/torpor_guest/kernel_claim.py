@@ -43,6 +43,7 @@ _FAULTS = {
     signal.SIGTRAP,
 }
 _SOURCES = kernel_reseed.Sources()
+_started_with: dict[str, str] = {}  # the environment, before the kernel changed anything in it
 _renewed: list[str] | None = None  # what a rehearsal in this very copy has renewed
 
 
@@ -51,6 +52,7 @@ def listen(fd: int) -> None:
 
     The thread ends, and ``fd`` is closed, when the guest has gone or after a claim that is the last.
     """
+    _started_with.update(os.environ)
     line = _Line(fd)
     thread = threading.Thread(target=_serve, args=(line,), name="torpor-claim", daemon=True)
     # a thread starts with its starter's mask: not one signal of the main thread can get lost in ours
@@ -193,10 +195,13 @@ def _claim(request: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     env, unset, cwd = _parse_claim(request)
     os.chdir(cwd)
+    # what the kernel has set for itself, as ipykernel does with TERM and PAGER, it would set again
+    own = {name for name in os.environ if os.environ[name] != _started_with.get(name)}
+    touched = {*unset, *(env.keys() - own)}
     for name in unset:
         os.environ.pop(name, None)
-    os.environ.update(env)
-    touched = {*unset, *env}
+    for name in env.keys() - own:
+        os.environ[name] = env[name]
     if "TZ" in touched:
         time.tzset()
     reseeded = _SOURCES.renew() if _renewed is None else _renewed

@@ -24,7 +24,7 @@ def loads(text: str | bytes) -> object:
     """Give the value in ``text``, as ``json.loads``.
 
     Raises:
-        ValueError: not JSON, or not UTF-8.
+        ValueError: not JSON, not UTF-8, or nested too deeply.
     """
     if isinstance(text, bytes):
         text = text.decode()
@@ -32,12 +32,17 @@ def loads(text: str | bytes) -> object:
     if make_scanner is None:
         import json
 
-        value: object = json.loads(text)
+        try:
+            value: object = json.loads(text)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         return value
     try:
         value, end = make_scanner(_Scan())(text, 0)  # type: ignore[arg-type, unused-ignore]
     except StopIteration as exc:
         raise ValueError(f"no JSON value at {exc.value}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if end != len(text):
         raise ValueError(f"more than one JSON value, the next at {end}")
     return value

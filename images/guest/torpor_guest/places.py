@@ -14,7 +14,9 @@ import struct
 WORKSPACE = "/run/torpor/workspace"
 
 _MS_BIND, _MS_REC = 0x1000, 0x4000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 0x1, 0x2, 0x4
 _MNT_DETACH = 2
+_PR_SET_DUMPABLE = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _KEPT = "/tmp/.torpor-kept"
 
@@ -72,18 +74,23 @@ def rehearse() -> None:
 
 
 def hide_fixed_place() -> None:
-    """Remove the workspace from ``WORKSPACE``: what was not bound elsewhere is gone."""
+    """Remove the workspace from ``WORKSPACE``: what was not bound elsewhere is gone.
+
+    gVisor's file server has it in the root file system below, too: something empty covers that.
+    """
     _unmount(WORKSPACE)
-
-
-def set_hostname(name: str) -> None:
-    """Give the sandbox a name of its own."""
-    raw = name.encode()
-    _checked(_libc.sethostname(raw, len(raw)), "sethostname")
+    flags = ctypes.c_ulong(_MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+    place, options = WORKSPACE.encode(), b"mode=0555,size=4096"
+    _checked(_libc.mount(b"tmpfs", place, b"tmpfs", flags, options), f"cover {WORKSPACE}")
 
 
 def drop_rights() -> None:
-    """Give up every capability of this process, for ever."""
+    """Give up every capability of this process, for ever, and keep others out of it.
+
+    Other processes of this uid could not look into one with more rights than theirs; of equals only
+    one that is not dumpable keeps them out, and a restored process is dumpable again.
+    """
     header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), 8)
     nothing = ctypes.create_string_buffer(24)
     _checked(_libc.capset(header, nothing), "capset")
+    _checked(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl PR_SET_DUMPABLE")

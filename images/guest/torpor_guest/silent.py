@@ -55,6 +55,10 @@ class Silent:
         body: list[Part] = [dumps(header), b"{}", b"{}", dumps(content)]
         self._wires.by_channel[Channel.SHELL].send([DELIMITER, sign(self._key, body), *body])
 
+    def kernel_ended(self) -> None:
+        """Nobody will answer any more."""
+        self._finish({"status": "error", "ename": "DeadKernel", "evalue": "the kernel has ended"})
+
     def replied(self, parts: list[Part]) -> None:
         """Take a reply to a request of the guest's; those of others are ignored."""
         try:

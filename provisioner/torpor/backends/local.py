@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -269,10 +269,11 @@ def _machine_error(directory: Path, exc: OSError) -> LaunchError:
 
 def _take_back(folder: Path) -> None:
     """Make what a sandbox's uid has written ours alone."""
-    for path in (folder, *folder.iterdir()):
-        os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
-        if not path.is_symlink():
-            path.chmod(0o700 if path is folder else 0o600)
+    with suppress(FileNotFoundError):  # somebody has removed it meanwhile
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+            if not path.is_symlink():
+                path.chmod(0o700 if path is folder else 0o600)
 
 
 def _reason(handle: Handle, exit_code: int | None) -> str | None:

@@ -164,8 +164,7 @@ class Launcher:
             self._watch(kernel, sandbox, clone.handle)
             undo.push_async_callback(self._unbind, kernel)
             row = await self._bind(kernel, sandbox)
-            claim = {**lineage.claim, "hostname": sandbox.sandbox_id[:12]}
-            await parts.bridge.rpc(row.kernel_id, "claim", claim, timeout_s=_RPC_S)
+            await parts.bridge.rpc(row.kernel_id, "claim", lineage.claim, timeout_s=_RPC_S)
             await self._ready(kernel, plan, 1)
             row = replace(row, status=Status.LIVE, sandbox_id=sandbox.sandbox_id, reason=None)
             parts.registry.put_kernel(row)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 HOME = "/home/sandbox"
 USER = "sandbox"
-HOSTNAME = "sandbox"
 
 HOST_PIECES = (
     "/etc/ssl/certs",
@@ -36,7 +35,13 @@ HOST_PIECES = (
 """Bound read-only from the host where it exists: none of it says who uses this machine."""
 
 
-def etc_files() -> Mapping[str, str]:
+def hostname_of(sandbox_id: str) -> str:
+    """Give the name of a sandbox's machine: 12 characters, so that a file that gVisor remembers from
+    a golden has the length of the clone's."""
+    return sandbox_id.ljust(12, "0")[:12]
+
+
+def etc_files(hostname: str) -> Mapping[str, str]:
     """Give path and text of every generated file.
 
     The sandbox's only user is number 0 without any capability, because that is the one number that
@@ -49,8 +54,8 @@ def etc_files() -> Mapping[str, str]:
             "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
         ),
         "/etc/group": f"{USER}:x:0:\nroot:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
-        "/etc/hosts": f"127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost {HOSTNAME}\n",
-        "/etc/hostname": f"{HOSTNAME}\n",
+        "/etc/hosts": f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost {hostname}\n",
+        "/etc/hostname": f"{hostname}\n",
         "/etc/host.conf": "multi on\n",
         "/etc/resolv.conf": "",
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\n",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torpor.runsc.etc import HOME, HOSTNAME
+from torpor.runsc.etc import HOME
 from torpor.template import GIB, MIB, Template
 
 OCI_VERSION = "1.1.0"
@@ -53,6 +53,7 @@ def oci_config(
     *,
     cpus: int,
     memory_is_capped: bool,
+    hostname: str,
     guest_may_mount: bool = False,
 ) -> dict[str, Any]:
     """Give the ``config.json`` object.
@@ -80,7 +81,7 @@ def oci_config(
             "noNewPrivileges": True,
         },
         "root": {"path": ROOTFS, "readonly": True},
-        "hostname": HOSTNAME,
+        "hostname": hostname,
         "mounts": _mounts(template, folders, hidden),
         "annotations": _annotations(folders),
         "linux": {

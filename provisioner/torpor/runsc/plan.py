@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torpor.python_prefix import within
-from torpor.runsc.etc import HOME, HOST_PIECES, etc_files
+from torpor.runsc.etc import HOME, HOST_PIECES, etc_files, hostname_of
 from torpor.runsc.oci import ROOTFS, FolderMount, GuestProcess, oci_config
 from torpor.template import Template, WorkspaceMode
 
@@ -113,12 +113,15 @@ def launch_plan(
         workspace.hidden if workspace else (),
         cpus=machine.cpus,
         memory_is_capped=machine.memory_is_capped,
+        hostname=hostname_of(sandbox_id),
         guest_may_mount=image is not None,
     )
     tree = [
         *_base_tree(machine, f"{directory}/log"),
         *([_bind(image.path, _IMAGE, read_only=image.restore, as_owner=True)] if image else []),
-        *_rootfs_tree(folders, in_root, boot, [each.at for each in mounts]),
+        *_rootfs_tree(
+            folders, in_root, boot, [each.at for each in mounts], hostname_of(sandbox_id)
+        ),
         *({"do": "point", "at": ROOTFS + each.at} for each in mounts),
         *_own_place(workspace, image),
         *_mount_sources(mounts, workspace),
@@ -240,7 +243,11 @@ def _base_tree(machine: Machine, log: str) -> list[dict[str, Any]]:
 
 
 def _rootfs_tree(
-    folders: HostFolders, in_root: Sequence[str], boot: Mapping[str, Any], points_of: Sequence[str]
+    folders: HostFolders,
+    in_root: Sequence[str],
+    boot: Mapping[str, Any],
+    points_of: Sequence[str],
+    hostname: str,
 ) -> list[dict[str, Any]]:
     # A mount point cannot lie behind a link: gVisor would follow it into the other folder.
     shortcuts = {"/var/run": "/run"}
@@ -266,7 +273,7 @@ def _rootfs_tree(
         *({"do": "symlink", "at": ROOTFS + at, "to": to} for at, to in folders.links.items()),
         *(_bind(each, ROOTFS + each) for each in folders.system),
         *(_bind(each, ROOTFS + each, optional=True) for each in HOST_PIECES),
-        *(_file(ROOTFS + at, text, 0o644) for at, text in etc_files().items()),
+        *(_file(ROOTFS + at, text, 0o644) for at, text in etc_files(hostname).items()),
         *(_bind(each, ROOTFS + each, as_owner=True) for each in in_root),
         *(_bind(source, ROOTFS + at, as_owner=True) for at, source in folders.guest.items()),
         _file(ROOTFS + BOOT_FILE, json.dumps(boot), 0o400),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -95,6 +96,8 @@ class Spawned:
                 launcher.kill()
         await launcher.wait()
         if self.pid and not self._running:
+            with suppress(ProcessLookupError):  # it may have become runsc all the same
+                os.kill(self.pid, signal.SIGKILL)
             await pidfd.reaped(self.pid)
 
 
@@ -130,9 +133,7 @@ async def run_beside(
         raise
     if process.returncode != 0:
         text = said.decode("utf-8", "replace").strip()
-        raise LaunchError(
-            f"runsc failed ({process.returncode}): {text[-500:] or 'no reason given'}"
-        )
+        raise LaunchError(f"runsc failed ({process.returncode}): {text[:600] or 'no reason given'}")
 
 
 async def _start_launcher(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.home import find_runsc
 from tests.integration.pool.making import REPORTER, Making, make_image
+from tests.integration.pool.pooled import pool_home
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,14 @@ def image(tmp_path_factory: pytest.TempPathFactory, runsc: Path) -> Path:
     asyncio.run(make_image(making, folder, "marked = 41", REPORTER))
     assert making.leftovers() == []
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory, runsc: Path) -> Path:
+    """A copy of the goldens' folder of a home in which one was built; for ``PoolHome.plant``."""
+    folder, workspace = tmp_path_factory.mktemp("golden"), tmp_path_factory.mktemp("workspace")
+    with pool_home() as home:
+        home.build(workspace)
+        home.stop_daemon()
+        shutil.copytree(home.goldens_folder, folder / "goldens")
+    return folder / "goldens"

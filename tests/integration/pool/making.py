@@ -18,6 +18,7 @@ from torpor.backends.local import LocalBackend, make_local_backend
 from torpor.daemon.guest_line import GuestLine
 from torpor.errors import LaunchError
 from torpor.runsc.launcher import syscalls
+from torpor.runsc.plan import WORKSPACE_AT
 
 from tests.integration.backend.world import LocalSubject
 
@@ -27,14 +28,17 @@ IMAGE_FILES = {"checkpoint.img", "pages.img", "pages_meta.img"}
 
 # A thread that survives the checkpoint: once a claim has set REPORT, it says in the kernel's output,
 # of which ``status`` shows the end, what the kernel has become.
-REPORTER = """
+REPORTER = (
+    f"FIXED_PLACE = {WORKSPACE_AT!r}"
+    + """
 import json as _json, os as _os, sys as _sys, threading as _threading, time as _time
 _output = _os.dup(getattr(_sys.stdout, "_original_stdstream_copy", None) or 1)
 def _facts():
     status = dict(line.rstrip().split(":", 1) for line in open("/proc/1/status"))
     return {
         "cwd": _os.getcwd(), "names": sorted(_os.listdir(".")), "env": _os.environ["REPORT"],
-        "host": _os.uname().nodename, "random": _os.urandom(4).hex(), "before": _os.path.exists("/run/torpor/workspace/mark"),
+        "host": _os.uname().nodename, "random": _os.urandom(4).hex(),
+        "at_fixed_place": _os.listdir(FIXED_PLACE) if _os.path.isdir(FIXED_PLACE) else [],
         "rights": {name: status[name].strip() for name in status if name.startswith("Cap")},
     }
 def _report():
@@ -48,6 +52,7 @@ def _report():
     _os.write(_output, ("@@" + _json.dumps(told) + "\\n").encode())
 _threading.Thread(target=_report, daemon=True).start()
 """
+)
 
 
 class Making(LocalSubject):
@@ -175,7 +180,6 @@ def claim(workspace: Path | None, /, **changes: Any) -> dict[str, Any]:
         "env": {"REPORT": "1"},
         "unset": [],
         "cwd": "/" if workspace is None else str(workspace),
-        "hostname": "claimed",
         "workspace": shown,
         "code": None,
     }

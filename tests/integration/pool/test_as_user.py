@@ -18,7 +18,14 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["test_backend.py", "test_backend_faults.py", "test_guest.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_backend.py",
+        pytest.param("test_backend_faults.py", marks=pytest.mark.slow),
+        pytest.param("test_guest.py", marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_as_an_ordinary_user(
     runsc: Path, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from torpor.runsc.plan import WORKSPACE_AT
 
 from tests.integration.pool.making import (
     IMAGE_FILES,
@@ -57,11 +58,10 @@ async def test_two_clones_of_one_image_become_two_kernels(
         ]
         for number, running in enumerate(clones):
             async with running.line() as line:
-                code = "open('/run/torpor/workspace/written', 'w').write(str(marked))"
+                code = f"open('{WORKSPACE_AT}/written', 'w').write(str(marked))"
                 reply = await line.call("execute", {"code": code}, timeout_s=LONG_S)
                 assert reply["status"] == "ok", reply
-                env, host = {"REPORT": f"kernel {number}"}, f"host-{number}"
-                params = claim(folders[number], env=env, hostname=host)
+                params = claim(folders[number], env={"REPORT": f"kernel {number}"})
                 await line.call("claim", params, timeout_s=LONG_S)
         told = [await reported(running) for running in clones]
     for number, folder in enumerate(folders):
@@ -69,8 +69,9 @@ async def test_two_clones_of_one_image_become_two_kernels(
         facts = told[number]
         assert facts["cwd"] == str(folder)
         assert facts["names"] == sorted([f"{folder.name}.txt", "written"])
-        assert (facts["env"], facts["host"]) == (f"kernel {number}", f"host-{number}")
-        assert facts["before"] is False, "the fixed place still shows a workspace"
+        assert facts["env"] == f"kernel {number}"
+        assert clones[number].spec.sandbox_id.startswith(facts["host"])
+        assert facts["at_fixed_place"] == [], "the fixed place still shows the workspace"
         assert set(facts["rights"].values()) == {"0" * 16}
     assert told[0]["random"] != told[1]["random"]
     assert image_state(image) == before

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.runsc
 
 # A checkpoint takes some 0.5 s: before it has joined the sandbox, in it, while it writes pages.
 SAVING = " checkpoint --image-path"
-MOMENTS_S = (0.0, 0.02, 0.08, 0.2, 0.35)
+MOMENTS_S = (0.0, 0.08, 0.3)
 
 
 async def save(running: Running) -> None:
@@ -46,7 +46,7 @@ async def test_checkpoint_of_a_sandbox_that_has_died(making: Making) -> None:
         assert folder.stat().st_uid == os.geteuid()
 
 
-@pytest.mark.parametrize("at_s", [0.05, 0.15, 0.3])
+@pytest.mark.parametrize("at_s", [0.05, 0.2])
 async def test_sandbox_that_dies_while_it_is_saved(making: Making, at_s: float) -> None:
     folder = making.image_folder()
     async with golden(making, folder) as running:
@@ -147,7 +147,7 @@ async def test_two_checkpoints_at_once_are_one(making: Making) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("step", ["folders", "plan", "uid", "cgroups", "spawn", "record", "go"])
+@pytest.mark.parametrize("step", ["plan", "uid", "spawn", "record", "go"])
 async def test_restore_cancelled_at_a_step(
     making: Making, image: Path, step: str, times: int
 ) -> None:

@@ -122,15 +122,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_claim_sets_the_environment_and_the_working_folder(
     kernel: Kernel, tmp_path: Path
 ) -> None:
-    kernel.run("os.environ.update(OLD='1', TZ='UTC'); time.tzset(); import tempfile")
+    kernel.run("os.environ.update(OLD='1', PAGER='cat'); import tempfile")
     kernel.run("tempfile.gettempdir()")
     (tmp_path / "tmp").mkdir()
-    env = {"NEW": "a b\nä=", "TZ": "Asia/Tokyo", "TMPDIR": str(tmp_path / "tmp")}
+    env = {"NEW": "a b\nä=", "TZ": "Asia/Tokyo", "TMPDIR": str(tmp_path / "tmp"), "PAGER": "less"}
     answer = kernel.ask("claim", env=env, unset=["OLD", "NEVER_SET"], cwd=str(tmp_path))
     assert answer["ok"], answer
     assert 0 < answer["seconds"] < 5
     assert {"random", "tempfile"} <= set(answer["reseeded"])
     assert kernel.run("result = [os.environ.get('OLD'), os.environ['NEW']]") == [None, "a b\nä="]
+    assert kernel.run("result = os.environ['PAGER']") == "cat"  # it has set that for itself
     assert kernel.run("result = [os.getcwd(), time.timezone, tempfile.gettempdir()]") == [
         str(tmp_path),
         -9 * 3600,

@@ -63,7 +63,9 @@ def test_plan_is_as_recorded(mode: WorkspaceMode) -> None:
 def test_config_of_small_and_large_machines() -> None:
     def address_space(cpus: int, *, capped: bool) -> dict[str, Any]:
         template = Template(memory_bytes=2 * GIB)
-        config = oci_config(template, GUEST, (), (), cpus=cpus, memory_is_capped=capped)
+        config = oci_config(
+            template, GUEST, (), (), cpus=cpus, memory_is_capped=capped, hostname="t1"
+        )
         limits = {each["type"]: each for each in config["process"]["rlimits"]}
         found: dict[str, Any] = limits["RLIMIT_AS"]
         return found

@@ -39,10 +39,10 @@ def join(arguments: Sequence[str]) -> NoReturn:
         sys_.setns(pidfd, _ALL)
         child = os.fork()  # only children are in the pid namespace
         if child == 0:
-            sys_.die_with_parent()
             if uid != "-":
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
+            sys_.die_with_parent()  # after the change of uid, which takes this back
             sys_.set_no_new_privileges()
             forbid_set_id_files()
             os.chdir("/")
