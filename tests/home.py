@@ -67,9 +67,7 @@ def torpor_home(config: str = "", **environ: str) -> Iterator[Path]:
     (home / "data" / "runsc").symlink_to(runsc)
     (home / "jr").mkdir(mode=0o700)
     (home / "config").mkdir()
-    (home / "config" / "torpor_config.py").write_text(
-        f"c.TorporDaemon.pool = False\n{config}"
-    )
+    (home / "config" / "torpor_config.py").write_text(f"c.TorporDaemon.pool = False\n{config}")
     write_kernelspec(home / "jupyter")
     saved = dict(os.environ)
     os.environ.update(

@@ -23,6 +23,7 @@ GOOD = {
     },
     "lease": True,
     "start_timeout_s": None,
+    "env_allow": None,
 }
 
 
