@@ -22,6 +22,10 @@ from tests.home import KERNEL, start, stop, torpor_home, write_kernelspec
 from tests.world import look, processes_of
 
 POOL = "c.TorporDaemon.pool = True\n"
+LIGHT = """
+c.Torpor.templates = {"default": {"warm_up": ()}}
+"""
+"""A golden that loads nothing is built soonest: for tests of other things."""
 WAIT_S = 60.0
 """A golden takes 5 s on two idle processors; other people's tests may keep them busy."""
 

@@ -14,11 +14,10 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 
 from tests.e2e.cells import value
-from tests.e2e.pool_home import PoolHome, kernel, pool_home, start_of, warm
+from tests.e2e.pool_home import LIGHT, PoolHome, kernel, pool_home, start_of, warm
 from tests.home import KERNEL, start, stop
 
 MOST = 5
-LIGHT = 'c.Torpor.templates = {"default": {"warm_up": (), "pool_most": 3}}\n'
 CODE = "import os, random; (int(os.environ['NUMBER']) ** 2, os.getcwd(), random.random(), os.uname()[1])"
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
@@ -58,6 +57,8 @@ async def started(number: int, cwd: Path) -> AsyncKernelManager:
     try:
         await km.start_kernel(cwd=str(cwd), env={**os.environ, "NUMBER": str(number)})
     except BaseException:
+        if km.has_kernel:  # jupyter_client sleeps for a moment after a start that has succeeded
+            await km.shutdown_kernel(now=True)
         km.context.destroy(linger=0)
         raise
     return km

@@ -32,11 +32,9 @@ from tests.e2e.test_features import (  # noqa: F401 - collected here, too: for c
     test_input,
     test_interrupt,
     test_interrupt_by_message,
-    test_interrupts_in_the_middle_of_output_keep_every_message_whole,
     test_ipywidgets_comms_both_ways,
     test_matplotlib_inline_sends_a_png,
     test_multiprocessing_pool,
-    test_subshell_runs_beside_a_busy_main_shell,
     test_the_kernel_is_inside_gvisor,
     test_threads_print_at_the_same_time_each_in_its_order,
 )

@@ -34,10 +34,11 @@ pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
 MODES = ("ro", "none", "overlay")
 CONFIG = """
 c.Torpor.templates = {
+    "default": {"warm_up": ()},
     "cold": {"pool_most": 0},
-    "ro": {"workspace": "ro"},
-    "none": {"workspace": "none"},
-    "overlay": {"workspace": "overlay"},
+    "ro": {"workspace": "ro", "warm_up": ()},
+    "none": {"workspace": "none", "warm_up": ()},
+    "overlay": {"workspace": "overlay", "warm_up": ()},
     "coldro": {"workspace": "ro", "pool_most": 0},
     "coldnone": {"workspace": "none", "pool_most": 0},
     "coldoverlay": {"workspace": "overlay", "pool_most": 0},
@@ -210,7 +211,7 @@ def test_by_a_symbolic_link(place: Callable[[str, str], Path], home: PoolHome, h
 
 
 @pytest.mark.usefixtures("golden")
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param("ro", marks=pytest.mark.slow), "none", "overlay"])
 def test_modes(home: PoolHome, tmp_path: Path, mode: str) -> None:
     folder, name = tmp_path / "ws", mode
     if mode == "none":  # its golden is the same as that of other modes, but for the kernel's name
@@ -317,6 +318,7 @@ def test_folder_that_is_removed_while_clones_wait(home: PoolHome, tmp_path: Path
         km.start_kernel(cwd=str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("golden")
 def test_folder_that_is_removed_costs_others_nothing(home: PoolHome, tmp_path: Path) -> None:
     gone, stays = tmp_path / "gone", tmp_path / "stays"

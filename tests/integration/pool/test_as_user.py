@@ -13,6 +13,7 @@ from tests.integration.unprivileged import REPOSITORY, as_user, user_env
 
 pytestmark = [
     pytest.mark.runsc,
+    pytest.mark.slow,  # `make test-user` runs all of them as an ordinary user anyway
     pytest.mark.skipif(os.geteuid() != 0, reason="is an ordinary user already"),
     pytest.mark.timeout(300),
 ]
@@ -22,8 +23,8 @@ pytestmark = [
     "name",
     [
         "test_backend.py",
-        pytest.param("test_backend_faults.py", marks=pytest.mark.slow),
-        pytest.param("test_guest.py", marks=pytest.mark.slow),
+        "test_backend_faults.py",
+        "test_guest.py",
     ],
 )
 def test_the_same_as_an_ordinary_user(

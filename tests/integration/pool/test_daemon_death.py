@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cells import value
-from tests.home import start, stop
 from tests.integration.pool.pooled import (
     PoolHome,
     eventually,
@@ -117,23 +116,23 @@ def test_killed_while_clones_wait(golden: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["pause-before-claim", "pause-after-claim"])
 def test_killed_in_the_middle_of_a_claim(golden: Path, tmp_path: Path, fault: str) -> None:
     """Whoever waits for the start gets a kernel from the next daemon; the half-claimed one is gone."""
-    with faulty(fault), pool_home() as home, ThreadPoolExecutor(1) as pool:
+    with faulty(fault), pool_home() as home, ThreadPoolExecutor(1) as thread:
         home.plant(golden)
         home.pool()
         home.build(tmp_path)
         home.until_ready()
         [claimed] = home.clones()
-        starting = pool.submit(start, tmp_path)
-        happened = home.paths.state / "fault-happened"
-        eventually(happened.exists, "the claim is on its way")
-        home.kill_daemon()
-        km, kc = starting.result(timeout=60)
-        try:
-            works(kc, tmp_path)
+
+        def kill() -> None:
+            happened = home.paths.state / "fault-happened"
+            eventually(happened.exists, "the claim is on its way")
+            home.kill_daemon()
+
+        killed = thread.submit(kill)
+        with kernel(tmp_path):
+            killed.result()
             assert home.launches() == ["cloned"]
             eventually(lambda: not Path(f"/proc/{claimed}").exists(), "the old clone is gone")
-        finally:
-            stop(km, kc)
         nothing_is_left(home)
 
 

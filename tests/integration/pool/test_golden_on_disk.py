@@ -103,19 +103,10 @@ def flipped(name: str) -> Callable[[Path], None]:
     return damage
 
 
-DAMAGES = [
-    truncated,
-    without_pages,
-    without_image,
-    with_more,
-    linked,
-    half_a_manifest,
-    another_version,
-    of_another_key,
-    unsealed,
-    no_manifest,
-    *(flipped(name) for name in IMAGES),
-]
+USUAL = [truncated, without_pages, with_more, half_a_manifest, another_version]
+USUAL += [flipped(name) for name in IMAGES]
+RARE = [without_image, linked, of_another_key, unsealed, no_manifest]
+DAMAGES = [*USUAL, *(pytest.param(each, marks=pytest.mark.slow) for each in RARE)]
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +177,11 @@ def linked_key(root: Path, build: Path) -> Path:
     "let_in",
     [
         open_build,
-        open_key,
-        open_image,
         open_root,
-        linked_key,
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (open_key, open_image, linked_key)
+        ),
         pytest.param(
             anothers_build, marks=pytest.mark.skipif(not IS_ROOT, reason="only root can give away")
         ),
@@ -229,7 +221,14 @@ def test_a_bit_that_flips_under_a_live_pool(golden: Path, tmp_path: Path) -> Non
         )
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pages.img",
+        pytest.param("checkpoint.img", marks=pytest.mark.slow),
+        pytest.param("pages_meta.img", marks=pytest.mark.slow),
+    ],
+)
 def test_half_a_file_under_a_live_pool(golden: Path, tmp_path: Path, name: str) -> None:
     """Restoring fails for somebody who waits: the start goes on cold."""
     other = tmp_path / "other"
@@ -252,7 +251,7 @@ def test_half_a_file_under_a_live_pool(golden: Path, tmp_path: Path, name: str) 
 @pytest.mark.parametrize(
     "what",
     [
-        "build",
+        pytest.param("build", marks=pytest.mark.slow),
         pytest.param("key", marks=pytest.mark.slow),
         pytest.param("root", marks=pytest.mark.slow),
     ],

@@ -50,17 +50,18 @@ async def execute(line: GuestLine, code: str) -> None:
 async def test_a_clone_is_claimed_once(making: Making, image: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ws"
     folder.mkdir()
-    async with clone(making, image, "c", folder) as running, lined(running) as line:
-        await line.call("claim", claim(folder), timeout_s=LONG_S)
-        for method, params in (
-            ("claim", claim(folder, env={"REPORT": "second"})),
-            ("execute", {"code": "1"}),
-            ("request", {"msg_type": "kernel_info_request"}),
-            ("seen", {}),
-            ("check", {}),
-        ):
-            with pytest.raises(GuestRefused, match="somebody's already"):
-                await line.call(method, params, timeout_s=LONG_S)
+    async with clone(making, image, "c", folder) as running:
+        async with running.line() as line:
+            await line.call("claim", claim(folder), timeout_s=LONG_S)
+            for method, params in (
+                ("claim", claim(folder, env={"REPORT": "second"})),
+                ("execute", {"code": "1"}),
+                ("request", {"msg_type": "kernel_info_request"}),
+                ("seen", {}),
+                ("check", {}),
+            ):
+                with pytest.raises(GuestRefused, match="somebody's already"):
+                    await line.call(method, params, timeout_s=LONG_S)
         assert (await reported(running))["env"] == "1"
 
 

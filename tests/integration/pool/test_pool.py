@@ -92,6 +92,7 @@ def test_clones_that_a_template_no_longer_promises_are_ended(golden: Path, tmp_p
         eventually(lambda: not set(old) & set(home.clones()), "the old clones are ended", 20)
 
 
+@pytest.mark.slow
 def test_a_pool_that_a_template_gives_up(golden: Path, tmp_path: Path) -> None:
     with pool_home(template(pool_keep_s=4.0)) as home:
         home.plant(golden)
@@ -125,6 +126,7 @@ def test_clones_that_are_killed_while_they_wait(golden: Path, tmp_path: Path) ->
         nothing_is_left(home)
 
 
+@pytest.mark.slow
 def test_a_clone_that_does_not_answer_its_claim(golden: Path, tmp_path: Path) -> None:
     """Stopped, as on a machine that swaps: after 10 s the start goes on without it."""
     with pool_home() as home:
@@ -222,6 +224,7 @@ def test_an_idle_daemon_ends_when_its_pool_is_empty(golden: Path, tmp_path: Path
         assert home.incomplete() == []
 
 
+@pytest.mark.slow
 def test_clones_of_one_workspace_serve_no_other(golden: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     with pool_home() as home:
@@ -236,6 +239,7 @@ def test_clones_of_one_workspace_serve_no_other(golden: Path, tmp_path: Path) ->
                 assert home.launches()[-1] == "claimed"
 
 
+@pytest.mark.slow
 def test_a_golden_that_is_removed_takes_its_clones_along(golden: Path, tmp_path: Path) -> None:
     with pool_home() as home:
         build = home.plant(golden)
