@@ -20,7 +20,11 @@ from tests.home import KERNEL, start, stop
 MOST = 5
 CODE = "import os, random; (int(os.environ['NUMBER']) ** 2, os.getcwd(), random.random(), os.uname()[1])"
 
-pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+    pytest.mark.timeout(180),
+]
 
 
 @dataclass(frozen=True)

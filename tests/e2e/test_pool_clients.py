@@ -23,7 +23,11 @@ from tests.e2e.cells import value
 from tests.e2e.pool_home import LIGHT, PoolHome, pool_home, warm
 from tests.home import KERNEL
 
-pytestmark = [pytest.mark.runsc, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+    pytest.mark.timeout(120),
+]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,11 @@ c.Torpor.templates = {
 NO_GOLDEN = "there is no golden yet"
 PLAIN = "TORPOR_PLAIN_IPYKERNEL"
 
-pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+    pytest.mark.timeout(180),
+]
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +183,39 @@ def test_other_variables_do_not_count(home: PoolHome, ws: Path) -> None:
     env = {**os.environ, "TZ": "Asia/Tokyo", "ANY": "thing"}
     code = "import os, time; (os.environ['ANY'], time.tzname[0])"
     assert assert_started(home, ws, "claimed", None, code, env=env) == "('thing', 'JST')"
+
+
+@pytest.mark.parametrize("by", ["variables", pytest.param("argv", marks=pytest.mark.slow)])
+def test_what_a_kernel_reads_from_its_workspace_when_it_starts(
+    home: PoolHome, tmp_path: Path, by: str
+) -> None:
+    profile = tmp_path / "ipython" / "profile_default"
+    (profile / "startup").mkdir(parents=True)
+    (profile / "startup" / "00.py").write_text("from_profile = 1\n")
+    (profile / "ipython_config.py").write_text("c.InteractiveShell.xmode = 'Plain'\n")
+    (tmp_path / "startup.py").write_text("from_startup = 1\n")
+    (tmp_path / "file.py").write_text("from_file = 1\n")
+    variables = {
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+        "PYTHONSTARTUP": str(tmp_path / "startup.py"),
+    }
+    words = ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    if by == "variables":
+        name, env = home.spec(f"reads-{by}", argv=["python", *words]), {**os.environ, **variables}
+        code = "[*map(globals().get, ('from_profile', 'from_startup')), get_ipython().InteractiveTB.mode]"
+        expected: list[object] = [1, 1, "Plain"]
+    else:
+        words += [f"--IPKernelApp.exec_files={tmp_path}/file.py"]
+        words += ["--IPKernelApp.exec_lines=import os; from_line = os.getcwd()"]
+        name, env = home.spec(f"reads-{by}", argv=["python", *words]), dict(os.environ)
+        code, expected = "[*map(globals().get, ('from_file', 'from_line'))]", [1, str(tmp_path)]
+    with kernel(tmp_path, kernel_name=name, env=env) as (km, kc):
+        assert told(kc, code) == expected
+        clones_come = start_of(km)["why"] == NO_GOLDEN
+    if clones_come:
+        home.wait_ready(tmp_path, kernel_name=name)
+    with kernel(tmp_path, kernel_name=name, env=env) as (_, kc):
+        assert told(kc, code) == expected
 
 
 @pytest.mark.parametrize("by", ["env of the kernelspec", "argv"])

@@ -23,7 +23,11 @@ c.Torpor.templates = {"loaded": {"warm_up": ["torpor_probe", "torpor_edited"]}}
 KERNEL = "project"
 NO_GOLDEN = {"how": "created", "why": "there is no golden yet"}
 
-pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+    pytest.mark.timeout(180),
+]
 
 
 def write_wheel(folder: Path, name: str, version: str) -> Path:

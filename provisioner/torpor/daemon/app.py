@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -134,12 +135,14 @@ class Daemon:
                 log("idle", seconds=self._settings.idle_exit_s)
                 return
 
-    def _room(self, starting: int) -> None:
+    def _room(self, kernel_id: str, starting: int | None) -> None:
+        """Refuse a kernel for which there is no room; ``starting`` None: it takes no new memory."""
+        earlier = list(self.supervisor.kernels).index(kernel_id)
         check_room(
-            available_bytes=available_bytes(),
+            available_bytes=available_bytes() if starting is not None else sys.maxsize,
             reserve_bytes=self._settings.reserve_bytes,
-            starting=starting,
-            kernels=len(self.supervisor.kernels) - 1,  # the one that asks is among them
+            starting=starting or 0,
+            kernels=earlier,  # first come, first served
             most_kernels=self._settings.most_kernels,
         )
 

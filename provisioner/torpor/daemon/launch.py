@@ -77,7 +77,7 @@ class Launcher:
         watch: Callable[[Kernel, SandboxRow, Handle], None],
         ask: Ask,
         warm: Warm | None = None,
-        room: Callable[[int], None] = lambda _starting: None,
+        room: Callable[[str, int | None], None] = lambda _kernel_id, _starting: None,
     ) -> None:
         self._parts = parts
         self._warm = warm
@@ -93,6 +93,7 @@ class Launcher:
         In this order: from a waiting clone, from a golden, cold. Each that fails is undone.
         """
         ends_at = asyncio.get_running_loop().time() + plan.limit_s
+        self._room(kernel.row.kernel_id, None)
         if self._warm is None:
             kernel.start_reason = OFF
             await self._create_cold(kernel, plan, ends_at)
@@ -118,7 +119,7 @@ class Launcher:
         if clone is not None and await self._claimed(kernel, plan, ends_at, clone, choice.lineage):
             return "claimed"
         try:
-            async with self._turn(plan, ends_at):
+            async with self._turn(plan, ends_at, row.kernel_id):
                 clone = await self._warm.pool.clone(choice.golden, choice.lineage, spec)
         except (AtCapacity, LaunchTimeout):
             raise
@@ -172,7 +173,8 @@ class Launcher:
 
     async def _create_cold(self, kernel: Kernel, plan: Plan, ends_at: float) -> None:
         parts, row = self._parts, kernel.row
-        async with self._turn(plan, ends_at), self._attempt(kernel, plan, ends_at) as undo:
+        turn = self._turn(plan, ends_at, row.kernel_id)
+        async with turn, self._attempt(kernel, plan, ends_at) as undo:
             undo.callback(parts.registry.drop_kernel, row.kernel_id)
             parts.registry.put_kernel(row)
             undo.push_async_callback(self._unbind, kernel)
@@ -206,14 +208,19 @@ class Launcher:
         return "restarted"
 
     @asynccontextmanager
-    async def _turn(self, plan: Plan, ends_at: float) -> AsyncIterator[None]:
+    async def _turn(
+        self, plan: Plan, ends_at: float, kernel_id: str | None = None
+    ) -> AsyncIterator[None]:
         """Wait for a turn, first come first served, within the start timeout.
+
+        ``kernel_id`` is that of a new kernel, for which there must be room.
 
         Raises:
             LaunchTimeout: it never came.
             AtCapacity: there is no room for another kernel.
         """
-        self._room(self._starting)
+        if kernel_id is not None:
+            self._room(kernel_id, self._starting)
         self._starting += 1
         try:
             try:

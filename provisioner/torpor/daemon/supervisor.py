@@ -39,7 +39,7 @@ class Supervisor:
         *,
         at_once: int,
         warm: Warm | None = None,
-        room: Callable[[int], None] = lambda _starting: None,
+        room: Callable[[str, int | None], None] = lambda _kernel_id, _starting: None,
     ) -> None:
         self.kernels = settling.kernels
         self._parts = parts

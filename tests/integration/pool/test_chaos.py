@@ -24,7 +24,10 @@ from tests.integration.pool.pooled import PoolHome, nothing_is_left, pool_home
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1 << 31)
 CLAIMS = int(os.environ.get("CHAOS_CLAIMS", "0"))
 
-pytestmark = pytest.mark.runsc
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+]
 
 
 RESTORED_AFTER_S = 1.5

@@ -20,7 +20,11 @@ from tests.integration.pool.pooled import (
 )
 from tests.world import processes_of
 
-pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+    pytest.mark.timeout(180),
+]
 
 
 def sandboxes(home: PoolHome) -> set[int]:

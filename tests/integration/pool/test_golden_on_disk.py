@@ -25,7 +25,11 @@ from tests.integration.pool.pooled import (
     pool_home,
 )
 
-pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+    pytest.mark.timeout(180),
+]
 
 IMAGES = sorted(IMAGE_FILES)
 

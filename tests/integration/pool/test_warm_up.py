@@ -23,7 +23,11 @@ from tests.integration.pool.pooled import (
     pool_home,
 )
 
-pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+    pytest.mark.timeout(180),
+]
 
 
 @pytest.fixture

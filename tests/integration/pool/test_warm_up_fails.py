@@ -12,7 +12,10 @@ from tests.home import write_kernelspec
 from tests.integration.pool.modules import MODULES, write_modules
 from tests.integration.pool.pooled import PoolHome, faulty, pool_home
 
-pytestmark = pytest.mark.runsc
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+]
 
 
 @pytest.fixture(scope="module")
