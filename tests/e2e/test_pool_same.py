@@ -89,7 +89,10 @@ ASPECTS = {
         "(socket.create_server(('127.0.0.1', 0)))"
     ),
     # but for what covers the place where clones have their workspace first
-    "mounts": "sorted(l for l in open('/proc/self/mounts') if '/run/torpor' not in l)",
+    "mounts": (
+        "sorted(__import__('re').sub('fdno=[0-9]+', '', line)"
+        " for line in open('/proc/self/mounts') if '/run/torpor' not in line)"
+    ),
     "name of the machine resolves": "socket.gethostbyname(socket.gethostname())",
     "places in /": "sorted(os.listdir('/'))",
     "private /tmp": HIDDEN.format("' '.join(sorted(os.listdir('/tmp')))"),

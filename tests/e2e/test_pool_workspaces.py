@@ -180,6 +180,8 @@ PLACES = {
 @pytest.mark.usefixtures("golden")
 @pytest.mark.parametrize("where", PLACES.values(), ids=PLACES)
 def test_places(place: Callable[[str, str], Path], cold: Any, where: tuple[str, str]) -> None:
+    if any(where[0].startswith(each) for each in ("/usr", "/var/lib")):
+        pytest.skip("this user's home belongs to the system: workspaces in it are read-only")
     folder = place(*where)
     seen, left = seen_from(folder, how="cloned")
     assert (without(folder, seen), left) == cold
