@@ -24,7 +24,10 @@ from tests.integration.pool.making import (
     reported,
 )
 
-pytestmark = pytest.mark.runsc
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+]
 
 
 @pytest.fixture(params=["/tmp", "/srv"])

@@ -25,7 +25,10 @@ from tests.integration.pool.making import (
     small_disk,
 )
 
-pytestmark = pytest.mark.runsc
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+]
 
 # A checkpoint takes some 0.5 s: before it has joined the sandbox, in it, while it writes pages.
 SAVING = " checkpoint --image-path"

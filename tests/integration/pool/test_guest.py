@@ -24,7 +24,10 @@ from tests.integration.pool.making import (
     sandbox,
 )
 
-pytestmark = pytest.mark.runsc
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+]
 
 
 @asynccontextmanager

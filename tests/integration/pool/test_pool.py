@@ -19,7 +19,10 @@ from tests.integration.pool.pooled import (
     pool_home,
 )
 
-pytestmark = pytest.mark.runsc
+pytestmark = [
+    pytest.mark.slow,  # minutes: `make slow`
+    pytest.mark.runsc,
+]
 
 
 def test_created_then_built_then_cloned_then_claimed(tmp_path: Path) -> None:
