@@ -133,7 +133,15 @@ async def run_beside(
         raise
     if process.returncode != 0:
         text = said.decode("utf-8", "replace").strip()
-        raise LaunchError(f"runsc failed ({process.returncode}): {text[:600] or 'no reason given'}")
+        raise LaunchError(f"runsc failed ({process.returncode}): {_gist(text)}")
+
+
+def _gist(text: str) -> str:
+    """Give what matters of runsc's words: an error that the system gave hides in a crash report."""
+    for errno_ in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+        if os.strerror(errno_).lower() in text.lower():
+            return f"{os.strerror(errno_)}: {text[:300]}"
+    return text[:600] or "no reason given"
 
 
 async def _start_launcher(

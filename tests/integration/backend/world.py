@@ -34,6 +34,8 @@ class LocalSubject(Subject):
     def __init__(self, folder: Path, runsc: Path) -> None:
         super().__init__(folder)
         self.runsc = runsc
+        self._before = set(_zombie_children())
+        """What other tests of this process have left: theirs is the blame."""
 
     def backend(self, *, fail_at: str = "", hang_at: str = "") -> LocalBackend:
         async def on_step(step: str) -> None:
@@ -67,7 +69,7 @@ class LocalSubject(Subject):
         uids, kernels = self.folder / "uids", self.folder / "k"
         return [
             *_processes(f"-{self.folder.name}", str(self.folder)),
-            *_zombie_children(),
+            *(each for each in _zombie_children() if each not in self._before),
             *(
                 line
                 for line in _text("/proc/self/mountinfo").splitlines()
