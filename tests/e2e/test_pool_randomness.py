@@ -13,7 +13,7 @@ from tests.e2e.pool_home import PoolHome, claimed, pool_home, told, warm
 
 LOADED = ("numpy", "ssl", "secrets", "tempfile", "uuid", "multiprocessing.synchronize", "sqlite3")
 CONFIG = f"""
-c.Torpor.templates = {{"default": {{"warm_up": {LOADED!r}, "pool_most": 3}}}}
+c.Torpor.templates = {{"default": {{"warm_up": {LOADED!r}, "pool_least": 2, "pool_most": 3}}}}
 """
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]

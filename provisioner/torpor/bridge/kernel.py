@@ -75,7 +75,7 @@ class Kernel:
             self._record = Record(folder, request.kernel_id)
             undo.callback(self._record.close if request.resume else self._record.remove)
             self.guest = Guest(reactor, self, self._guest_event, self._send_rpc)
-            shared = Shared(reactor, self, self._counters, InFlight(), self._finished)
+            shared = Shared(reactor, self, self._counters, InFlight(), self._finished, self._marked)
             self.endpoints = Endpoints(
                 shared, context, request.client, keys, self._record, self._beating
             )
@@ -196,6 +196,11 @@ class Kernel:
         if self._line is not None and not self._line.closed:
             handled = self._line.acknowledge(message)
             self._record.handled(message.channel, handled)
+
+    def _marked(self, message: Message, handed_over: bool) -> None:
+        """Write down how far a channel is; its messages are handed over in order."""
+        if self._line is not None and not self._line.closed:
+            self._record.handled(message.channel, message.seq + handed_over)
 
     def _beating(self) -> bool:
         """Whether a heartbeat should be echoed: the kernel is not known to be dead."""

@@ -45,6 +45,8 @@ class Shared:
     counters: Counters
     in_flight: InFlight
     finished: Callable[[Message], None]
+    marked: Callable[[Message, bool], None]
+    """Remember for a bridge that follows a killed one that a message was handed over (or was not)."""
 
 
 class Outlet:
@@ -56,6 +58,7 @@ class Outlet:
         self._counters = shared.counters
         self._in_flight = shared.in_flight
         self._finished = shared.finished
+        self._marked = shared.marked
         self._socket = socket
         self._held: deque[tuple[Sequence[Part], Message]] = deque()
         self._held_since = 0.0
@@ -70,7 +73,7 @@ class Outlet:
 
     def offer(self, parts: Sequence[Part], message: Message) -> None:
         """Send ``parts`` now or as soon as it can be; ``finished(message)`` is called then."""
-        if not self._held and self._push(parts, waited_s=0.0):
+        if not self._held and self._hand_over(parts, message, waited_s=0.0):
             self._finished(message)
             return
         if not self._held:
@@ -90,7 +93,7 @@ class Outlet:
         now = time.monotonic()
         while self._held:
             parts, message = self._held[0]
-            if parts and not self._push(parts, waited_s=now - self._held_since):
+            if parts and not self._hand_over(parts, message, waited_s=now - self._held_since):
                 return
             self._held.popleft()
             self._held_since = now
@@ -99,6 +102,14 @@ class Outlet:
     def abandon(self) -> None:
         """Forget what is held (the link it came from is gone)."""
         self._held.clear()
+
+    def _hand_over(self, parts: Sequence[Part], message: Message, waited_s: float) -> bool:
+        """Push, marked before: a bridge that is killed in between must not send it again."""
+        self._marked(message, True)
+        if self._push(parts, waited_s):
+            return True
+        self._marked(message, False)
+        return False
 
     def _push(self, parts: Sequence[Part], waited_s: float) -> bool:
         """Send or drop; False means "not yet", and is never said for ever."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,7 +83,7 @@ class Kind:
 
 def shape_name(lineage: Lineage) -> str:
     """Give the name under which equal clones wait."""
-    return f"{lineage.key[:16]}:{lineage.mode}:{lineage.workspace or ''}:{lineage.asked}"
+    return json.dumps([lineage.key[:16], lineage.mode, lineage.workspace, lineage.asked])
 
 
 def limits_of(template: Template) -> PoolLimits:
