@@ -98,6 +98,15 @@ class TorporDaemon(Configurable):
         help="""Disk space for goldens, of which each has some 50 MiB and what its warm-up loads.
         Beyond it those go that were not used for longest.""",
     ).tag(config=True)
+    snapshots_max_bytes: Int[int, int] = Int(
+        64 << 30,
+        min=0,
+        help="""Disk space for the memory of hibernated kernels. Nothing is removed to stay below it:
+        kernels are not put to sleep any more, and say so.""",
+    ).tag(config=True)
+    keep_free_bytes: Int[int, int] = Int(
+        2 << 30, min=0, help="Space on that disk that snapshots leave to everything else."
+    ).tag(config=True)
     log_max_bytes: Int[int, int] = Int(
         8 << 20, min=1 << 12, help="Size in bytes at which the log is rotated: about 40,000 lines."
     ).tag(config=True)
@@ -118,6 +127,8 @@ class DaemonSettings:
     reserve_bytes: int = 1 << 30
     most_kernels: int = 0
     goldens_max_bytes: int = 4 << 30
+    snapshots_max_bytes: int = 64 << 30
+    keep_free_bytes: int = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +193,8 @@ def load_settings(paths: Paths, environ: Mapping[str, str] | None = None) -> Set
             reserve_bytes=daemon.reserve_bytes,
             most_kernels=daemon.most_kernels,
             goldens_max_bytes=daemon.goldens_max_bytes,
+            snapshots_max_bytes=daemon.snapshots_max_bytes,
+            keep_free_bytes=daemon.keep_free_bytes,
         ),
     )
     settings.template(None)  # a wrong default is an error now, not at the first launch

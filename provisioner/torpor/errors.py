@@ -95,6 +95,20 @@ class Busy(SandboxError):
     http_status = 409
 
 
+class SnapshotUnusable(SandboxError):
+    """A snapshot, or the folder of all snapshots, must not be used; whatever is there is kept."""
+
+    code = "snapshot_unusable"
+    http_status = 409
+
+
+class NoRoom(SandboxError):
+    """There is no room for another snapshot, and none is ever removed to make some."""
+
+    code = "no_room"
+    http_status = 507
+
+
 class TemplateChanged(SandboxError):
     """What the caller knew of the template is no longer so: ask for the templates, then again."""
 
@@ -118,6 +132,8 @@ _CLASSES: tuple[type[SandboxError], ...] = (
     SandboxGone,
     BackendUnavailable,
     Busy,
+    SnapshotUnusable,
+    NoRoom,
     TemplateChanged,
     VersionMismatch,
 )

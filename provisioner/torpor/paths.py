@@ -65,6 +65,10 @@ class Paths:
         return self.state / "goldens"
 
     @property
+    def snapshots(self) -> Path:
+        return self.state / "snapshots"
+
+    @property
     def log(self) -> Path:
         return self.state / "torpord.log"
 

@@ -92,6 +92,10 @@ class Template:
     ``warm_up``       modules that a golden has imported; with a ``?`` one may be missing
     ``env_at_start``  names, or prefixes ending in ``*``, that count when the kernel's program starts:
     kernels that differ in them come from different goldens. All others are set at the claim
+    ``freeze_after_s``, ``hibernate_after_s``  seconds without activity after which a kernel is stopped
+    and keeps its memory, and after which only its snapshot is kept; 0 = never
+    ``expire_after_s``  seconds of sleep after which kernel and snapshot are deleted; 0 = never
+    ``count_background``  threads that use the processor keep a kernel awake
     ``claim_code``    for kernels other than ipykernel: code in the kernel's language that a claim
     runs silently; ``{claim}`` in it becomes a JSON object with ``env`` and ``cwd``
 
@@ -120,6 +124,10 @@ class Template:
     warm_up: tuple[str, ...] = ("numpy?",)
     env_at_start: tuple[str, ...] = ENV_AT_START
     claim_code: str = ""
+    freeze_after_s: float = 60.0
+    hibernate_after_s: float = 1800.0
+    expire_after_s: float = 0.0
+    count_background: bool = True
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
@@ -176,4 +184,7 @@ _LEAST = {
     "pool_least": 0,
     "pool_most": 0,
     "pool_keep_s": 1,
+    "freeze_after_s": 0,
+    "hibernate_after_s": 0,
+    "expire_after_s": 0,
 }

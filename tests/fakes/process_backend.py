@@ -27,12 +27,15 @@ from torpor.backends.base import (
     FROM_GUEST,
     GUEST_STDERR,
     TO_GUEST,
+    Build,
     Exit,
     Handle,
     Lineage,
     NotClonable,
     SandboxSpec,
+    Saved,
 )
+from torpor.backends.local_freezer import freeze, thaw
 from torpor.errors import LaunchError, ProgramNotFound
 
 GUEST = Path(torpor_guest.__path__[0])
@@ -86,6 +89,24 @@ class ProcessBackend:
 
     async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
         raise LaunchError("there is no gVisor here that could save anything")
+
+    async def build(self) -> Build:
+        return Build("none", ())
+
+    async def save(self, handle: Handle, name: str) -> Saved:
+        raise LaunchError("there is no gVisor here that could save anything")
+
+    async def resume(self, handle: Handle) -> None:
+        """Nothing was ever paused."""
+
+    async def freeze(self, handle: Handle) -> None:
+        await freeze(handle)
+
+    async def thaw(self, handle: Handle) -> None:
+        await thaw(handle)
+
+    async def prepare_saved(self, spec: SandboxSpec) -> None:
+        raise LaunchError("there is no gVisor here that could restore anything")
 
     async def start(self, spec: SandboxSpec) -> Handle:
         await self._step("start")

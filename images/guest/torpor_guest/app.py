@@ -72,7 +72,7 @@ class Guest:
         )
         self._on_own_reply = self._probe.replied
         more = self._golden_methods(boot, line_fd) if boot.golden else None
-        self._rpc = Rpc(self._kernel, emit, self._leave, more)
+        self._rpc = Rpc(self._kernel, emit, self._leave, self._probe.ask_again, more)
         self._loop.after_each = self._relay.flush
 
     def _golden_methods(self, boot: Boot, line_fd: int) -> dict[str, Any]:

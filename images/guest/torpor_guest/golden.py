@@ -8,7 +8,6 @@ More requests, served only where boot.json says ``"golden": true``::
     seal    {}                            → {}: last before the checkpoint
     rehearse {}                           → {"reseeded": [str]}: in a clone that waits; its randomness
                                             is its own from then on, and the claim need not see to it
-    check   {}                            → {"kernel_info": {}}: a real kernel_info round trip
     claim   {"env": {}, "unset": [], "cwd", "workspace": null | {"path", "keep": []},
              "code": str | null, "start": StartParams, "timeout_s"} → {"reseeded": [str]}
                                             and before it the event ``ready``
@@ -60,7 +59,6 @@ class Golden:
             "seen": lambda _params, answer: self._ask({"do": "seen"}, answer),
             "seal": self._seal,
             "rehearse": self._rehearse,
-            "check": self._check,
             "claim": self._claim,
         }
 
@@ -97,10 +95,6 @@ class Golden:
             answer(_error("claim", f"mounting cannot be rehearsed: {exc}"))
             return
         self._ask({"do": "rehearse"}, answer)
-
-    def _check(self, _params: dict[str, Any], answer: Answer) -> None:
-        if not self._refused(answer):
-            self._probe.ask_again(lambda info: answer({"result": {"kernel_info": info}}))
 
     def _claim(self, params: dict[str, Any], answer: Answer) -> None:
         if self._refused(answer):

@@ -2,14 +2,18 @@
 
 ::
 
-    {"id": int, "method": "start|restart|signal|status|ping|exit", "params": {}}
+    {"id": int, "method": "start|restart|signal|status|ping|check|mapped|exit", "params": {}}
     {"id": int, "result": {}}  or  {"id": int, "error": {"code": str, "message": str}}
 
-Error codes: ``bad_request`` (what is wrong is named), ``busy`` (a kernel is running or restarting),
-``no_kernel`` (nothing to restart or signal), ``spawn`` (the program could not be executed).
+``check`` is a real kernel_info round trip and gives ``{"kernel_info": {}}``; ``mapped`` gives
+``{"files": [str]}``, what is mapped into the sandbox's processes. Error codes: ``bad_request`` (what
+is wrong is named), ``busy`` (a kernel is running or restarting), ``no_kernel`` (nothing to restart or
+signal), ``spawn`` (the program could not be executed).
 """
 
 from __future__ import annotations
+
+import os
 
 from torpor_guest.boot import BootError, parse_start
 from torpor_guest.kernel import Kernel, RestartRefused
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from torpor_guest.kernel import Emit
 
     Answer = Callable[[dict[str, Any]], None]
+
+
+_MOST_MAPPED = 20_000
 
 
 class RpcError(Exception):
@@ -43,16 +50,20 @@ class Rpc:
         kernel: Kernel,
         emit: Emit,
         leave: Callable[[], None],
+        ask_kernel: Callable[[Callable[[dict[str, Any]], None]], None],
         more: dict[str, Callable[[dict[str, Any], Answer], None]] | None = None,
     ) -> None:
         self._kernel = kernel
         self._emit = emit
         self._leave = leave
+        self._ask_kernel = ask_kernel
         self._methods: dict[str, Callable[[dict[str, Any], Answer], None]] = {
             "start": self._start,
             "restart": self._restart,
             "signal": self._signal,
             "status": lambda _params, answer: answer({"result": kernel.status()}),
+            "check": self._check,
+            "mapped": lambda _params, answer: answer({"result": {"files": mapped_files()}}),
             "ping": lambda _params, answer: answer({"result": {}}),
             "exit": self._exit,
             **(more or {}),
@@ -114,9 +125,29 @@ class Rpc:
             raise RpcError("no_kernel", "there is no kernel process to signal") from None
         answer({"result": {}})
 
+    def _check(self, _params: dict[str, Any], answer: Answer) -> None:
+        if self._kernel.state != "ready":
+            raise RpcError("no_kernel", f"the kernel is {self._kernel.state}")
+        self._ask_kernel(lambda info: answer({"result": {"kernel_info": info}}))
+
     def _exit(self, _params: dict[str, Any], answer: Answer) -> None:
         answer({"result": {}})
         self._leave()
+
+
+def mapped_files() -> list[str]:
+    """Give the files that are mapped into any process here, as those see them."""
+    found: set[str] = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
+                for line in lines:
+                    path = line.partition("/")[2].rstrip("\n")
+                    if path and len(found) < _MOST_MAPPED:
+                        found.add(f"/{path}")
+        except OSError:  # it has ended meanwhile
+            continue
+    return sorted(found)
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

@@ -132,6 +132,27 @@ class Exit:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What restores a snapshot: the build of the runtime and the processor's features."""
+
+    runtime: str
+    processor: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A sandbox that was saved: everything in ``folder`` belongs to it.
+
+    ``plan_digest`` is of how it was made; ``shown`` are the host's folders that it sees read-only,
+    under their own paths.
+    """
+
+    folder: Path
+    plan_digest: str
+    shown: tuple[str, ...]
+
+
 class Backend(Protocol):
     """Makes, watches and removes sandboxes; a new instance can do all that an old one could."""
 
@@ -169,6 +190,40 @@ class Backend(Protocol):
 
         Raises:
             LaunchError: it could not be saved; what is in the folder is of no use.
+        """
+
+    async def build(self) -> Build:
+        """Give what a snapshot must match to be restored here. Raises LaunchError, ConfigError."""
+
+    async def save(self, handle: Handle, name: str) -> Saved:
+        """Save a running sandbox into a new folder, which is the caller's; it stays paused.
+
+        If it fails or is cancelled the sandbox goes on and nothing is left.
+
+        Raises:
+            LaunchError: it could not be saved (disk full, a state that cannot be saved).
+        """
+
+    async def resume(self, handle: Handle) -> None:
+        """Let a sandbox that was saved go on; one that runs is fine. Raises LaunchError."""
+
+    async def freeze(self, handle: Handle) -> None:
+        """Stop everything in a sandbox where it is; its memory stays. Twice is fine.
+
+        Raises:
+            SandboxGone: it has ended, or cannot be stopped and goes on.
+        """
+
+    async def thaw(self, handle: Handle) -> None:
+        """Let a frozen sandbox go on; one that runs is fine. Raises SandboxGone."""
+
+    async def prepare_saved(self, spec: SandboxSpec) -> None:
+        """Do as ``prepare`` for a sandbox that ``start`` restores from a saved one, ``spec.image``.
+
+        Of ``spec`` only id, directory, template and image count.
+
+        Raises:
+            LaunchError: this machine cannot do it now, or what was saved is damaged.
         """
 
     async def start(self, spec: SandboxSpec) -> Handle:

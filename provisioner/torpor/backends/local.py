@@ -9,27 +9,30 @@ it, and every mount goes with it.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torpor.backends import local_cgroups
-from torpor.backends.base import Exit, Handle, Lineage, SandboxSpec
+from torpor.backends.base import Build, Exit, Handle, Lineage, SandboxSpec, Saved
 from torpor.backends.local_byte_code import compile_folders
 from torpor.backends.local_cgroups import Cgroups, find_cgroups
 from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
+from torpor.backends.local_faults import machine_error
+from torpor.backends.local_freezer import freeze, thaw
 from torpor.backends.local_layout import Layout
-from torpor.backends.local_lineage import lineage
+from torpor.backends.local_lineage import lineage, processor
+from torpor.backends.local_saving import prepare_saved, resume, save, take_back
 from torpor.backends.local_slots import FIRST_UID, UIDS, UidSlots, has_every_uid
 from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
 from torpor.runsc.plan import Machine, checkpoint_argv
+from torpor.runsc.saved_plan import without_secrets
 from torpor.runsc.spawn import Spawned, run_beside
 from torpor.template import GIB, MIB, WorkspaceMode
 
@@ -90,7 +93,7 @@ class LocalBackend:
             if made:
                 layout.remove()
             if isinstance(exc, OSError) and not isinstance(exc, SandboxError):
-                raise _machine_error(spec.directory, exc) from exc
+                raise machine_error(spec.directory, exc) from exc
             raise
 
     def start_params(self, spec: SandboxSpec) -> dict[str, Any]:
@@ -114,7 +117,7 @@ class LocalBackend:
         except BaseException as exc:
             await _undone(undo, exc, spec.sandbox_id)
             if isinstance(exc, OSError) and not isinstance(exc, SandboxError):
-                raise _machine_error(spec.directory, exc) from exc
+                raise machine_error(spec.directory, exc) from exc
             raise
 
     async def _start(self, spec: SandboxSpec, undo: AsyncExitStack) -> Handle:
@@ -136,6 +139,7 @@ class LocalBackend:
         layout.write_record(handle)
         await self.on_step("go")
         await spawned.go()
+        layout.write_shape(without_secrets(plan))
         layout.plan.unlink(missing_ok=True)  # it holds the key and the environment
         return handle
 
@@ -152,13 +156,33 @@ class LocalBackend:
         argv = checkpoint_argv(
             spec.sandbox_id, overlay_bytes=spec.template.tmp_bytes if overlay else None
         )
-        owner = (handle.uid, handle.uid) if self.slots else None
         try:
-            await run_beside(handle.pid, owner, argv, within_s=_CHECKPOINT_S)
+            await run_beside(handle.pid, self._owner(handle), argv, within_s=_CHECKPOINT_S)
         except TimeoutError as exc:
             raise LaunchError(f"the checkpoint took more than {_CHECKPOINT_S:g} s") from exc
         finally:
-            _take_back(spec.image.folder)
+            take_back(spec.image.folder)
+
+    async def build(self) -> Build:
+        return Build(self.runsc_build, processor())
+
+    async def save(self, handle: Handle, name: str) -> Saved:
+        return await save(handle, self._owner(handle), name)
+
+    async def resume(self, handle: Handle) -> None:
+        await resume(handle, self._owner(handle))
+
+    async def prepare_saved(self, spec: SandboxSpec) -> None:
+        prepare_saved(spec)
+
+    async def freeze(self, handle: Handle) -> None:
+        await freeze(handle)
+
+    async def thaw(self, handle: Handle) -> None:
+        await thaw(handle)
+
+    def _owner(self, handle: Handle) -> tuple[int, int] | None:
+        return (handle.uid, handle.uid) if self.slots else None
 
     async def exited(self, handle: Handle) -> Exit:
         code = await pidfd.ended(handle.pid, handle.pid_start)
@@ -251,29 +275,6 @@ async def _undone(undo: AsyncExitStack, cause: BaseException, sandbox_id: str) -
     except Exception as exc:
         _log.exception("sandbox %s was not undone completely", sandbox_id)
         cause.add_note(f"and undoing it failed: {exc}")
-
-
-_HINTS = {
-    errno.ENOSPC: "the disk is full: free some space",
-    errno.EDQUOT: "your disk quota is used up: free some space",
-    errno.ENOMEM: "not enough memory to start a sandbox: close other programs or kernels",
-    errno.EAGAIN: "too many processes: close other programs or kernels",
-    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
-}
-
-
-def _machine_error(directory: Path, exc: OSError) -> LaunchError:
-    hint = _HINTS.get(exc.errno or 0, "")
-    return LaunchError(f"cannot make the sandbox in {directory}: {exc.strerror}", hint=hint)
-
-
-def _take_back(folder: Path) -> None:
-    """Make what a sandbox's uid has written ours alone."""
-    with suppress(FileNotFoundError):  # somebody has removed it meanwhile
-        for path in (folder, *folder.iterdir()):
-            os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
-            if not path.is_symlink():
-                path.chmod(0o700 if path is folder else 0o600)
 
 
 def _reason(handle: Handle, exit_code: int | None) -> str | None:

@@ -5,6 +5,8 @@
     DIRECTORY/           0700
         to_guest, from_guest, guest_stderr     the link's FIFOs
         launch.plan      everything the launcher is told (holds the private key and the environment)
+        shape.json       the same without secrets, for as long as the sandbox lives
+        save/            where runsc writes a checkpoint of the running sandbox
         cgroups          one folder a line, written before they are made
         sandbox.json     the Handle, as soon as there is a process
         log/             what runsc says: runsc.log, panic.log
@@ -49,6 +51,10 @@ class Layout:
         return self.directory / "cgroups"
 
     @property
+    def save(self) -> Path:
+        return self.directory / "save"
+
+    @property
     def log(self) -> Path:
         return self.directory / "log"
 
@@ -56,7 +62,7 @@ class Layout:
         """Make the directory, its parents and its subfolders; existing ones are an error."""
         self.directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory.mkdir(mode=0o700)
-        for name in ("log", "root"):
+        for name in ("log", "root", "save"):
             (self.directory / name).mkdir(mode=0o700)
 
     def make_fifos(self) -> None:
@@ -72,6 +78,15 @@ class Layout:
         """Give what ``write_plan`` wrote. Raises OSError when there is nothing."""
         plan: dict[str, Any] = marshal.loads(self.plan.read_bytes())
         return plan
+
+    def write_shape(self, plan: dict[str, Any]) -> None:
+        """Write ``shape.json``."""
+        _write(self.directory / "shape.json", json.dumps(plan).encode())
+
+    def read_shape(self) -> dict[str, Any]:
+        """Give what ``write_shape`` wrote. Raises OSError or ValueError when there is nothing."""
+        shape: dict[str, Any] = json.loads((self.directory / "shape.json").read_bytes())
+        return shape
 
     def write_groups(self, folders: Sequence[str]) -> None:
         """Write ``cgroups``."""

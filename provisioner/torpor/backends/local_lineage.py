@@ -59,7 +59,7 @@ def lineage(
         "plan": _plan(golden, guest, machine, user, private),
         "start": golden_start,
         "runsc": (build, _stamp(machine.runsc)),
-        "processor": _processor(),
+        "processor": processor(),
         "guest": [_code_stamp(folder) for folder in guest.folders.values()],
         "warm_up": spec.template.warm_up,
         "claim_code": spec.template.claim_code,
@@ -86,7 +86,7 @@ def lineage(
             "start": start,
         },
         watched=seen.environment.live,
-        processor=_processor(),
+        processor=processor(),
     )
 
 
@@ -150,7 +150,7 @@ def _claim_code(template: Template, env: Mapping[str, str], cwd: str) -> str | N
 
 
 @functools.cache
-def _processor() -> tuple[str, ...]:
+def processor() -> tuple[str, ...]:
     """Give the processor's features: a checkpoint is of no use on one that has fewer."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, text = line.partition(":")

@@ -17,7 +17,8 @@ class KernelsCommand(Command):
     description = """List the kernels that this user's daemon holds.
 
     START says how a kernel was started, quickest first: claimed (a clone that waited), cloned (from
-    a golden), created (cold), and for the slower two why.
+    a golden), created (cold), and for the slower two why. SLEEP says why a kernel is awake, frozen or
+    hibernated, and what comes next.
     Starts nothing: where no daemon runs there are no kernels."""
 
     def run(self) -> int:
@@ -29,7 +30,17 @@ class KernelsCommand(Command):
 def _text(kernels: list[dict[str, Any]]) -> str:
     if not kernels:
         return "no kernels"
-    headers = ["KERNEL", "NAME", "TEMPLATE", "STATUS", "STATE", "START", "STARTED", "ACTIVE"]
+    headers = [
+        "KERNEL",
+        "NAME",
+        "TEMPLATE",
+        "STATUS",
+        "STATE",
+        "START",
+        "SLEEP",
+        "STARTED",
+        "ACTIVE",
+    ]
     return table([*headers, "WORKSPACE"], [_row(kernel) for kernel in kernels])
 
 
@@ -44,7 +55,7 @@ def _row(kernel: Mapping[str, Any]) -> list[str]:
     workspace = kernel.get("workspace") or {}
     path = workspace.get("path")
     status = str(kernel.get("status", "-"))
-    if status in ("exited", "gone") and kernel.get("reason"):
+    if status in ("exited", "gone", "hibernated") and kernel.get("reason"):
         status = f"{status}: {kernel['reason']}"
     return [
         str(kernel.get("kernel_id", "-")),
@@ -53,6 +64,7 @@ def _row(kernel: Mapping[str, Any]) -> list[str]:
         status,
         str(kernel.get("execution_state") or "-"),
         start_text(kernel),
+        (kernel.get("sleep") or {}).get("outlook") or "-",
         age(kernel.get("created_at")),
         age(kernel.get("last_activity")),
         f"{path} ({workspace.get('mode', '?')})" if path else "-",

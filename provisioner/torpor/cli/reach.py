@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torpor.paths import Paths
@@ -38,7 +39,16 @@ async def kernels_now(paths: Paths) -> list[dict[str, Any]]:
 
 
 def _holds_kernels(paths: Paths) -> bool:
+    return _has_entries(paths.kernels) or has_snapshots(paths)
+
+
+def has_snapshots(paths: Paths) -> bool:
+    """Whether the memory of some kernel may be on disk."""
+    return _has_entries(paths.snapshots)
+
+
+def _has_entries(folder: Path) -> bool:
     try:
-        return any(paths.kernels.iterdir())
+        return any(not each.name.startswith("+") for each in folder.iterdir())
     except OSError:
         return False

@@ -32,6 +32,18 @@ class TorporCommand(Command):
             "Add, list and remove sandboxed twins of installed kernels.",
         ),
         "kernels": ("torpor.cli.kernels.KernelsCommand", "List the kernels that the daemon holds."),
+        "hibernate": (
+            "torpor.cli.sleep.HibernateCommand",
+            "Save the memory of idle kernels to disk and end their processes.",
+        ),
+        "freeze": ("torpor.cli.sleep.FreezeCommand", "Stop idle kernels, in memory."),
+        "wake": ("torpor.cli.sleep.WakeCommand", "Bring sleeping kernels back."),
+        "pin": ("torpor.cli.sleep.PinCommand", "Keep kernels from being put to sleep."),
+        "unpin": ("torpor.cli.sleep.UnpinCommand", "Let kernels be put to sleep again."),
+        "snapshots": (
+            "torpor.cli.snapshots.SnapshotsCommand",
+            "List the saved memory of hibernated kernels.",
+        ),
         "golden": (
             "torpor.cli.golden.GoldenCommand",
             "List, build and remove goldens: saved kernels that others are started from.",

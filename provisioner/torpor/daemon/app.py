@@ -35,10 +35,15 @@ from torpor.daemon.recovery import recover
 from torpor.daemon.registry import Registry
 from torpor.daemon.server import PeerCheckedServer, serve
 from torpor.daemon.settling import Settling
+from torpor.daemon.sleep_handlers import sleep_routes
+from torpor.daemon.snapshots import Snapshots
 from torpor.daemon.supervisor import Supervisor
+from torpor.daemon.tiers import Tiers
 from torpor.daemon.warm import Warm, make_warm
 from torpor.errors import Busy, ConfigError, TemplateChanged
 from torpor.paths import Paths, private_folder
+from torpor.snapshot.store import SnapshotStore
+from torpor.template import Template
 
 _SWEEP_S = 5.0
 
@@ -64,6 +69,7 @@ class Daemon:
         self.parts: Parts
         self._settling: Settling
         self.supervisor: Supervisor
+        self.tiers: Tiers
         self.warm: Warm | None = None
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -87,15 +93,30 @@ class Daemon:
             )
             stack.push_async_callback(self._leave_bridge, bridge)
             backend = self._make_backend(self._source, self._paths)
-            self.parts = Parts(self._paths, registry, backend, bridge)
+            snapshots = Snapshots(
+                SnapshotStore(
+                    self._paths.snapshots,
+                    self._settings.snapshots_max_bytes,
+                    keep_free_bytes=self._settings.keep_free_bytes,
+                )
+            )
+            self.parts = Parts(self._paths, registry, backend, bridge, snapshots)
             settling = self._settling = Settling(self.parts)
             stack.push_async_callback(settling.aclose)
             at_once = self._settings.concurrent_starts
             self.warm = make_warm(self.parts, self._settings) if self._settings.pool else None
             self.supervisor = Supervisor(
-                self.parts, settling, at_once=at_once, warm=self.warm, room=self._room
+                self.parts,
+                settling,
+                at_once=at_once,
+                templates=self._template,
+                warm=self.warm,
+                room=self._room,
             )
-            await recover(self.parts, settling)
+            await recover(self.parts, settling, self.supervisor)
+            self.tiers = Tiers(self.parts, self.supervisor, self._template)
+            settling.tasks.start(self.tiers.run(), name="tiers")
+            settling.always = 1
             if self.warm is not None:
                 await stack.enter_async_context(self.warm.running())
             stack.push_async_callback(self.supervisor.aclose)
@@ -113,7 +134,7 @@ class Daemon:
     def _serve(self) -> PeerCheckedServer:
         sock = listen(self._paths.daemon_socket)
         self._socket = _inode(self._paths.daemon_socket)
-        return serve(web.Application(routes(self, pool_routes())), sock)
+        return serve(web.Application(routes(self, [*pool_routes(), *sleep_routes()])), sock)
 
     async def _until_done(self) -> None:
         loop = asyncio.get_running_loop()
@@ -177,6 +198,9 @@ class Daemon:
             return kernel_state(kernel, self.parts, {})  # quicker than to ask the bridge again
         finally:
             self._requests -= 1
+
+    async def _template(self, name: str) -> Template:
+        return (await self._source.current()).template(name)
 
     async def settings(self) -> Settings:
         """Give the configuration as it is now. Raises ConfigError."""

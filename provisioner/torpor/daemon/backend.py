@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torpor.backends.base import Backend, Exit, Handle, Lineage, SandboxSpec
+from torpor.backends.base import Backend, Build, Exit, Handle, Lineage, SandboxSpec, Saved
 from torpor.backends.local import LocalBackend, make_local_backend
 from torpor.config import SettingsSource, process_environment
 from torpor.paths import Paths
@@ -54,6 +54,24 @@ class ConfiguredBackend:
 
     async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
         await (await self._usable()).checkpoint(spec, handle)
+
+    async def build(self) -> Build:
+        return await (await self._usable()).build()
+
+    async def save(self, handle: Handle, name: str) -> Saved:
+        return await self._local.save(handle, name)
+
+    async def resume(self, handle: Handle) -> None:
+        await self._local.resume(handle)
+
+    async def freeze(self, handle: Handle) -> None:
+        await self._local.freeze(handle)
+
+    async def thaw(self, handle: Handle) -> None:
+        await self._local.thaw(handle)
+
+    async def prepare_saved(self, spec: SandboxSpec) -> None:
+        await (await self._usable()).prepare_saved(spec)
 
     async def start(self, spec: SandboxSpec) -> Handle:
         return await (await self._usable()).start(spec)

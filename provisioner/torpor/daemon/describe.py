@@ -1,11 +1,13 @@
 """How kernels look from outside: the ``KernelState`` of the control API::
 
 {"kernel_id": "5e1f...", "kernel_name": "python3", "template": "default",
- "status": "starting|running|exited|gone", "exit_code": null, "reason": null,
+ "status": "starting|running|frozen|hibernating|hibernated|waking|exited|gone", "exit_code": null, "reason": null,
  "client": {"transport": "tcp", "ip": "127.0.0.1", "ports": {...}, ...}, "owner": {"pid": 71},
  "start": {"how": "claimed|cloned|created|restarted|replaced", "why": "no clone was ready"},
  "created_at": "...", "last_activity": "...", "execution_state": "idle",
  "sandbox": {"id": "t0a1...", "pid": 93, "uid": 200001, "runsc": "/..."},
+ "sleep": {"tier": "awake|frozen|asleep", "since": 1790000000.0, "pinned": false, "generation": 0,
+           "outlook": "awake: freezes in 40 s"},
  "workspace": {"path": "/home/ada/work", "mode": "rw", "reason": ""}, "counters": {}}
 """
 
@@ -58,6 +60,13 @@ def kernel_state(kernel: Kernel, parts: Parts, status: Mapping[str, Any]) -> dic
             "pid": handle.get("pid"),
             "uid": handle.get("uid"),
             "runsc": handle.get("runsc"),
+        },
+        "sleep": {
+            "tier": kernel.tier.value,
+            "since": row.tier_since,
+            "pinned": row.pinned,
+            "generation": row.generation,
+            "outlook": kernel.outlook,
         },
         "workspace": {
             "path": handle.get("workspace"),

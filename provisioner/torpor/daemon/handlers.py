@@ -210,9 +210,9 @@ def routes(
         (r"/v1/shutdown", ShutdownHandler),
         (r"/v1/templates", TemplatesHandler),
         (r"/v1/kernels", KernelsHandler),
+        *more,
         (kernel, KernelHandler),
         (kernel + r"/([a-z]+)", ActionHandler),
-        *more,
         (r".*", UnknownHandler),
     ]
     return [(path, handler, {"daemon": daemon}) for path, handler in table]

@@ -10,6 +10,7 @@ from torpor.daemon.guest_state import GuestState, Phase
 from torpor.daemon.processes import ExitWatch
 from torpor.daemon.records import KernelRow
 from torpor.lifecycle import Status
+from torpor.lifecycle.idle import Tier
 
 
 class Kernel:
@@ -31,6 +32,14 @@ class Kernel:
         self.sandbox_end: str | None = None
         """Why its last sandbox has ended; None while it lives."""
         self.sandbox_watch: asyncio.Task[Any] | None = None
+        self.moving = ""
+        """What is being done to it right now: hibernating, waking; "" for nothing."""
+        self.frozen = False
+        """Its processes stand still in memory."""
+        self.shut_down: int | None = None
+        """The exit code of a kernel that was ended while it slept."""
+        self.outlook = ""
+        """Why it is in its tier, and what comes next, for a person."""
         self.start_reason = ""
         """Why its last start was not the quickest kind; "" when it was."""
         self.started_as = ""
@@ -65,14 +74,27 @@ class Kernel:
 
     @property
     def state(self) -> str:
-        """``starting``, ``running``, ``exited`` or ``gone``, as the control API tells it."""
+        """``starting running frozen hibernating hibernated waking exited gone``, one of them."""
         if self.launching or self.row.status is Status.LAUNCHING:
             return "starting"
+        if self.row.status is Status.ASLEEP:
+            if self.shut_down is not None:
+                return "exited"
+            return self.moving or "hibernated"
         if self.row.status is Status.LOST or not self.sandbox_alive:
             return "gone"
         if self.guest.ended:
             return "exited"
-        return "starting" if self.guest.phase is Phase.STARTING else "running"
+        if self.guest.phase is Phase.STARTING:
+            return "starting"
+        return self.moving or ("frozen" if self.frozen else "running")
+
+    @property
+    def tier(self) -> Tier:
+        """How deep it sleeps."""
+        if self.row.status is Status.ASLEEP:
+            return Tier.ASLEEP
+        return Tier.FROZEN if self.frozen else Tier.AWAKE
 
     @property
     def ended(self) -> bool:
@@ -87,6 +109,8 @@ class Kernel:
             return -9
         if state != "exited":
             return None
+        if self.shut_down is not None:
+            return self.shut_down
         return 1 if self.guest.exit_code is None else self.guest.exit_code
 
     @property
@@ -95,7 +119,9 @@ class Kernel:
         if self.state == "gone":
             return self.row.reason or "its sandbox has ended"
         if self.state != "exited":
-            return None
+            return self.row.reason if self.row.status is Status.ASLEEP else None
+        if self.shut_down is not None:
+            return "it was shut down while it was hibernated"
         ended = f"the kernel process ended with {outcome(self.guest.exit_code)}"
         return self.guest.failure or ended
 

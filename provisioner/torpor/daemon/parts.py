@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from torpor.backends.base import Backend
 from torpor.bridge.client import BridgeRefused
 from torpor.daemon.bridge_keeper import BridgeKeeper
 from torpor.daemon.ipc_links import remove_links
+from torpor.daemon.logs import log
 from torpor.daemon.records import KernelRow
 from torpor.daemon.registry import Registry
+from torpor.daemon.snapshots import Snapshots
+from torpor.errors import SandboxError
 from torpor.paths import Paths
 
 
@@ -21,6 +25,7 @@ class Parts:
     registry: Registry
     backend: Backend
     bridge: BridgeKeeper
+    snapshots: Snapshots
     unclaimed: set[str] = field(default_factory=set)
     """Sandboxes that are no kernel's and are wanted all the same: the pool's."""
 
@@ -33,6 +38,14 @@ class Parts:
         if row is not None:
             await self.backend.destroy(row.sandbox_id, row.directory)
             self.registry.drop_sandbox(sandbox_id)
+
+    async def free_sandboxes_of(self, kernel_id: str) -> None:
+        """Destroy every sandbox of a kernel; what would not go away is left to the sweep."""
+        for sandbox in self.registry.sandboxes_of(kernel_id):
+            try:
+                await self.free_sandbox(sandbox.sandbox_id)
+            except SandboxError as exc:
+                log("sandbox stays", level=logging.ERROR, error=exc)
 
     async def free_endpoints(self, row: KernelRow) -> None:
         """Unbind a kernel's endpoints and remove its ipc paths."""

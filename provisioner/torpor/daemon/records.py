@@ -59,7 +59,17 @@ class KernelRow:
     sandbox_id: str | None = None
     """Its present sandbox; other sandbox rows of the kernel are left-overs."""
     reason: str | None = None
-    """Why it is lost, readable."""
+    """Why it is lost, or why it could not be woken, readable."""
+    generation: int = 0
+    """Of its newest snapshot; 0: it never had one."""
+    argv: tuple[str, ...] = ()
+    """As it was started, for people."""
+    paused: bool = False
+    """Its sandbox may stand still on purpose; written before that is so."""
+    pinned: bool = False
+    """Somebody wants it to stay in its tier."""
+    tier_since: float = 0.0
+    """When it came into its tier, in seconds since 1970."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,6 +84,11 @@ class KernelRow:
             "owner": None if self.owner is None else self.owner.to_json(),
             "sandbox_id": self.sandbox_id,
             "reason": self.reason,
+            "generation": self.generation,
+            "argv": list(self.argv),
+            "paused": self.paused,
+            "pinned": self.pinned,
+            "tier_since": self.tier_since,
         }
 
     @classmethod
@@ -91,4 +106,9 @@ class KernelRow:
             owner=None if owner is None else Process.from_json(owner),
             sandbox_id=body.get("sandbox_id"),
             reason=body.get("reason"),
+            generation=int(body.get("generation", 0)),
+            argv=tuple(body.get("argv", ())),
+            paused=bool(body.get("paused", False)),
+            pinned=bool(body.get("pinned", False)),
+            tier_since=float(body.get("tier_since", 0.0)),
         )

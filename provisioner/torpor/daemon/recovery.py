@@ -15,10 +15,11 @@ from torpor.daemon.logs import log
 from torpor.daemon.parts import Parts
 from torpor.daemon.records import SandboxRow
 from torpor.daemon.settling import Settling
+from torpor.daemon.supervisor import Supervisor
 from torpor.errors import BackendUnavailable, SandboxError, SandboxGone
 
 
-async def recover(parts: Parts, settling: Settling) -> None:
+async def recover(parts: Parts, settling: Settling, supervisor: Supervisor) -> None:
     """Adopt what lives, then settle every kernel in the background.
 
     Afterwards everything that the registry, the bridge or the folder of sandboxes knows is either
@@ -34,7 +35,8 @@ async def recover(parts: Parts, settling: Settling) -> None:
     folders = await _children(parts.paths.kernels)
     if settling.kernels or folders or parts.paths.bridge_socket.exists():
         log("recovering", kernels=len(settling.kernels))
-        await _meet_bridge(parts, settling)
+        await _meet_bridge(parts, settling, supervisor)
+    await parts.snapshots.reconcile(frozenset(settling.kernels))
     for name in folders - set(registry.sandboxes):
         await _destroy_stray(parts, name)
     settling.all()
@@ -52,7 +54,7 @@ async def _adopt(parts: Parts, settling: Settling, kernel: Kernel, sandbox: Sand
         kernel.sandbox_end = "it ended while no daemon ran"
 
 
-async def _meet_bridge(parts: Parts, settling: Settling) -> None:
+async def _meet_bridge(parts: Parts, settling: Settling, supervisor: Supervisor) -> None:
     """Learn what the bridge holds; it gives up what is nobody's (the registry was lost)."""
     bridge, kernels = parts.bridge, settling.kernels
     try:
@@ -62,7 +64,9 @@ async def _meet_bridge(parts: Parts, settling: Settling) -> None:
             bridge.held.discard(kernel_id)
         for kernel_id in bridge.held & set(kernels):
             status = await bridge.call("status", kernel_id=kernel_id)
-            kernels[kernel_id].guest = after_status(kernels[kernel_id].guest, status)
+            kernel = kernels[kernel_id]
+            kernel.guest = after_status(kernel.guest, status)
+            await supervisor.resume_sleep(kernel, status)
     except (BackendUnavailable, BridgeRefused) as exc:
         log("bridge not adopted", level=logging.ERROR, error=exc)
 

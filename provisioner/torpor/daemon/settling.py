@@ -26,12 +26,15 @@ class Settling:
         self.kernels: dict[str, Kernel] = {}
         self.steps = Steps(parts)
         self.tasks = Tasks()
+        self.always = 0
+        """So many tasks run for as long as the daemon does."""
         self._parts = parts
 
     @property
     def idle(self) -> bool:
         """Whether nothing is held and nothing is going on."""
-        return not self.kernels and not self._parts.registry.sandboxes and not self.tasks
+        held = self.kernels or self._parts.registry.sandboxes
+        return not held and not len(self.tasks) > self.always
 
     @property
     def unsettled(self) -> bool:

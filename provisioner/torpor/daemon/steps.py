@@ -61,6 +61,7 @@ class Steps:
         for sandbox in registry.sandboxes_of(row.kernel_id):
             await self._free(sandbox.sandbox_id)
         await self._parts.free_endpoints(row)
+        await self._parts.snapshots.forget(row.kernel_id)
         registry.drop_kernel(row.kernel_id)
         log("removed")
 
@@ -107,7 +108,13 @@ class Steps:
     async def open(self, kernel: Kernel) -> None:
         """Bind the recorded endpoints again and take up the link where a dead bridge left it."""
         row, parts = kernel.row, self._parts
-        sandbox = parts.registry.sandboxes[row.sandbox_id or ""]
+        if row.status is Status.ASLEEP:
+            more: dict[str, Any] = {
+                "asleep": True,
+                "memory": await parts.snapshots.memory(row.kernel_id),
+            }
+        else:
+            more = fifos(parts.registry.sandboxes[row.sandbox_id or ""].directory)
         await parts.bridge.call(
             "open",
             kernel_id=row.kernel_id,
@@ -116,7 +123,7 @@ class Steps:
             ).to_json(),
             guest_key=row.guest_key,
             resume=True,
-            **fifos(sandbox.directory),
+            **more,
         )
         parts.bridge.held.add(row.kernel_id)
         make_links(row.client, row.kernel_id, parts.paths.client_sockets)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
+import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,9 +24,11 @@ from torpor.daemon.plan import Plan
 from torpor.daemon.processes import Process
 from torpor.daemon.records import KernelRow
 from torpor.daemon.settling import Settling
+from torpor.daemon.sleeper import Sleeper, Templates
 from torpor.daemon.warm import Warm
-from torpor.errors import BackendUnavailable, Busy, SandboxGone
+from torpor.errors import BackendUnavailable, Busy, SandboxError, SandboxGone
 from torpor.lifecycle import Status, Target
+from torpor.lifecycle.idle import Tier
 from torpor.template import Template
 
 _SIGNAL_S = 5.0
@@ -38,12 +43,16 @@ class Supervisor:
         settling: Settling,
         *,
         at_once: int,
+        templates: Templates,
         warm: Warm | None = None,
         room: Callable[[str, int | None], None] = lambda _kernel_id, _starting: None,
     ) -> None:
         self.kernels = settling.kernels
         self._parts = parts
         self._settling = settling
+        self.sleeper = Sleeper(
+            parts, watch=settling.watch_sandbox, templates=templates, at_once=at_once
+        )
         self._launcher = Launcher(
             parts,
             at_once=at_once,
@@ -110,10 +119,10 @@ class Supervisor:
         kernel.start_reason = ""
         if kernel.row.status is Status.LAUNCHING:
             what, start = "create", self._launcher.create
-        elif kernel.row.status is Status.LIVE and kernel.sandbox_alive and kernel.responsive:
+        elif await self._awake(kernel):
             what, start = "restart", self._launcher.restart
         else:
-            if kernel.row.status is Status.LIVE:
+            if kernel.row.status is not Status.LOST:
                 await self._settling.steps.lose(kernel)
             what, start = "replace", self._launcher.replace
         try:
@@ -123,6 +132,16 @@ class Supervisor:
             raise
         seconds = round(asyncio.get_running_loop().time() - before, 4)
         log("launched", how=kernel.started_as, seconds=seconds, why=kernel.start_reason or None)
+
+    async def _awake(self, kernel: Kernel) -> bool:
+        """Have the sandbox that a restart is to happen in; False when there is none any more."""
+        try:
+            await self.sleeper.wake_locked(kernel)
+        except SandboxError as exc:
+            # Whoever restarts a kernel wants a fresh one; what slept stays on disk.
+            kernel.start_reason = f"its snapshot could not be used: {exc.message}"
+            return False
+        return kernel.row.status is Status.LIVE and kernel.sandbox_alive and kernel.responsive
 
     def _after_launch(self, kernel: Kernel) -> None:
         """Drop a kernel whose first launch was undone; what undoing could not free is swept."""
@@ -154,6 +173,15 @@ class Supervisor:
         kernel_id = kernel.row.kernel_id
         if kernel.state == "exited":
             return
+        if kernel.tier is not Tier.AWAKE or kernel.moving:
+            if signum in (0, signal.SIGINT):
+                return  # it is idle: there is nothing to interrupt
+            async with kernel.lock:
+                if kernel.row.status is Status.ASLEEP:
+                    kernel.shut_down = -signum
+                    kernel.notify()
+                    return
+                await self.sleeper.wake_locked(kernel)
         if kernel.state == "gone":
             raise SandboxGone(f"kernel {kernel_id} has no sandbox any more: {kernel.reason}")
         try:
@@ -230,6 +258,11 @@ class Supervisor:
                 kernel.guest = after_event(kernel.guest, body)
                 if body.get("event") in ("failed", "exited", "dropped"):
                     log(f"kernel {body['event']}", exit_code=kernel.guest.exit_code)
+            elif name == "intent":
+                self._settling.tasks.start(self.rouse(kernel), name=f"rouse {kernel_id}")
+            elif name == "shutdown_wanted":
+                log("shut down while asleep", restart=event.get("restart"))
+                kernel.shut_down = 0
             elif name == "link_failed":
                 reason = str(event.get("error") or event.get("message") or "protocol error")
                 log("link failed", level=logging.ERROR, reason=reason)
@@ -239,6 +272,20 @@ class Supervisor:
             elif name == "link_open" and not kernel.launching:
                 self._settling.tasks.start(self._refresh(kernel), name=f"refresh {kernel_id}")
         kernel.notify()
+
+    async def resume_sleep(self, kernel: Kernel, status: Mapping[str, Any]) -> None:
+        """Finish what an earlier daemon had begun, and see to who has waited meanwhile."""
+        state = status.get("state")
+        expected = "asleep" if kernel.row.status is Status.ASLEEP else "awake"
+        if state != expected or kernel.row.paused:
+            await self.sleeper.settle(kernel)
+        if kernel.row.status is Status.ASLEEP and status.get("waiting"):
+            self._settling.tasks.start(self.rouse(kernel), name=f"rouse {kernel.row.kernel_id}")
+
+    async def rouse(self, kernel: Kernel) -> None:
+        """Wake a kernel because somebody asks something of it; failures are told to who asked."""
+        with about(kernel.row.kernel_id), contextlib.suppress(SandboxError):
+            await self.sleeper.wake(kernel)
 
     async def _refresh(self, kernel: Kernel) -> None:
         status = await self._parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
@@ -265,4 +312,6 @@ def _new_row(plan: Plan, owner: Process | None) -> KernelRow:
         created_at=datetime.now(UTC).isoformat(),
         guest_key=secrets.token_hex(32),
         owner=owner,
+        argv=plan.request.argv,
+        tier_since=time.time(),
     )

@@ -165,11 +165,11 @@ def _manifest(body: dict[str, Any]) -> Manifest:
         warm_up_failed=read.text_mapping(body, "warm_up_failed"),
         environment=parse_fingerprint(body.get("environment")),
         build_seconds=read.duration(body, "build_seconds"),
-        files={name: _image_file(name, row) for name, row in read.mapping(body, "files").items()},
+        files={name: image_file(name, row) for name, row in read.mapping(body, "files").items()},
     )
 
 
-def _image_file(name: str, row: Any) -> ImageFile:
+def image_file(name: str, row: Any) -> ImageFile:
     if not isinstance(row, dict) or not _FILE.fullmatch(name):
         raise ValueError(f"the entry of the file {name!r:.80} is damaged")
     sha256 = read.text(row, "sha256")

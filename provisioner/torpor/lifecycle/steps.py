@@ -17,6 +17,8 @@ class Status(StrEnum):
     """Written before anything was allocated: parts of it may exist."""
     LIVE = "live"
     """Its sandbox was started and its kernel has answered once."""
+    ASLEEP = "asleep"
+    """Its memory is in a snapshot and it has no sandbox; its endpoints stay bound."""
     LOST = "lost"
     """Its sandbox is gone; its endpoints stay bound, so that a restart finds the same clients."""
 
@@ -65,6 +67,8 @@ def next_step(status: Status, target: Target, seen: Seen) -> Step:
         return Step.REMOVE
     if status is Status.LOST:
         return Step.NOTHING
+    if status is Status.ASLEEP:
+        return Step.NOTHING if seen.endpoints else Step.OPEN
     if not seen.sandbox:
         return Step.LOSE
     return Step.NOTHING if seen.endpoints else Step.OPEN

@@ -28,8 +28,9 @@ LINK_FOLDER = "/opt/torpor/torpor/link"
 WORKSPACE_AT = "/run/torpor/workspace"
 """Where every clone of a golden gets its workspace; the guest moves it (``torpor_guest.places``)."""
 
-_BUNDLE = "/bundle"
-_IMAGE = "/image"
+BUNDLE = "/bundle"
+IMAGE = "/image"
+SAVE = "/save"
 _LOG = "/log"
 _STATE = "/run/runsc"
 _RUNSC = "/runsc"
@@ -118,21 +119,22 @@ def launch_plan(
     )
     tree = [
         *_base_tree(machine, f"{directory}/log"),
-        *([_bind(image.path, _IMAGE, read_only=image.restore, as_owner=True)] if image else []),
+        *([bind(image.path, IMAGE, read_only=image.restore, as_owner=True)] if image else []),
+        bind(f"{directory}/save", SAVE, read_only=False),
         *_rootfs_tree(
             folders, in_root, boot, [each.at for each in mounts], hostname_of(sandbox_id)
         ),
         *({"do": "point", "at": ROOTFS + each.at} for each in mounts),
         *_own_place(workspace, image),
         *_mount_sources(mounts, workspace),
-        _file(f"{_BUNDLE}/config.json", json.dumps(config), 0o400),
+        _file(f"{BUNDLE}/config.json", json.dumps(config), 0o400),
     ]
     shown = workspace is not None or image is not None
     overlay = shown and template.workspace is WorkspaceMode.OVERLAY
     if image is None and workspace is not None:
         overlay = workspace.mode is WorkspaceMode.OVERLAY
     overlay_bytes = template.tmp_bytes if overlay else None
-    restored_from = _IMAGE if image is not None and image.restore else None
+    restored_from = IMAGE if image is not None and image.restore else None
     return {
         "version": PLAN_VERSION,
         "sandbox_id": sandbox_id,
@@ -151,7 +153,7 @@ def runsc_argv(
 ) -> list[str]:
     """Give the command line that the launcher becomes, with paths of its own tree."""
     start = ["run"] if image is None else ["restore", f"--image-path={image}"]
-    return [*_runsc_flags(overlay_bytes), *start, f"--bundle={_BUNDLE}", sandbox_id]
+    return [*_runsc_flags(overlay_bytes), *start, f"--bundle={BUNDLE}", sandbox_id]
 
 
 def checkpoint_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
@@ -159,7 +161,7 @@ def checkpoint_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
 
     The sandbox does not survive it, whether it succeeds or not.
     """
-    save = ["checkpoint", f"--image-path={_IMAGE}", "--compression=none"]
+    save = ["checkpoint", f"--image-path={IMAGE}", "--compression=none"]
     return [*_runsc_flags(overlay_bytes), *save, sandbox_id]
 
 
@@ -230,15 +232,15 @@ def _base_tree(machine: Machine, log: str) -> list[dict[str, Any]]:
     """Give what runsc itself needs around it."""
     sidecars = machine.runsc_sidecars
     return [
-        *(_directory(each) for each in ("/proc", "/dev", "/etc", "/m", _BUNDLE, ROOTFS)),
-        *(_bind(f"/dev/{each}", f"/dev/{each}", device=True, read_only=False) for each in _DEVICES),
-        _bind("/etc/localtime", "/etc/localtime", optional=True),
+        *(_directory(each) for each in ("/proc", "/dev", "/etc", "/m", BUNDLE, ROOTFS)),
+        *(bind(f"/dev/{each}", f"/dev/{each}", device=True, read_only=False) for each in _DEVICES),
+        bind("/etc/localtime", "/etc/localtime", optional=True),
         {"do": "tmpfs", "at": _STATE, "options": "mode=0700,size=4m", "mine": True},
         # Where gVisor builds the empty root of its own process.
         {"do": "tmpfs", "at": "/tmp", "options": "mode=0700,size=4m", "mine": True},
-        _bind(machine.runsc, f"{_RUNSC}/runsc", as_owner=True),
-        *([_bind(sidecars, f"{_RUNSC}/gvisor-bin", as_owner=True)] if sidecars else []),
-        _bind(log, _LOG, read_only=False),
+        bind(machine.runsc, f"{_RUNSC}/runsc", as_owner=True),
+        *([bind(sidecars, f"{_RUNSC}/gvisor-bin", as_owner=True)] if sidecars else []),
+        bind(log, _LOG, read_only=False),
     ]
 
 
@@ -271,11 +273,11 @@ def _rootfs_tree(
         *({"do": "symlink", "at": ROOTFS + at, "to": to} for at, to in shortcuts.items()),
         {"do": "symlink", "at": f"{ROOTFS}/etc/mtab", "to": "/proc/self/mounts"},
         *({"do": "symlink", "at": ROOTFS + at, "to": to} for at, to in folders.links.items()),
-        *(_bind(each, ROOTFS + each) for each in folders.system),
-        *(_bind(each, ROOTFS + each, optional=True) for each in HOST_PIECES),
+        *(bind(each, ROOTFS + each) for each in folders.system),
+        *(bind(each, ROOTFS + each, optional=True) for each in HOST_PIECES),
         *(_file(ROOTFS + at, text, 0o644) for at, text in etc_files(hostname).items()),
-        *(_bind(each, ROOTFS + each, as_owner=True) for each in in_root),
-        *(_bind(source, ROOTFS + at, as_owner=True) for at, source in folders.guest.items()),
+        *(bind(each, ROOTFS + each, as_owner=True) for each in in_root),
+        *(bind(source, ROOTFS + at, as_owner=True) for at, source in folders.guest.items()),
         _file(ROOTFS + BOOT_FILE, json.dumps(boot), 0o400),
     ]
 
@@ -305,7 +307,7 @@ def _mount_sources(
             continue
         source = workspace.path if each.name == "workspace" and workspace else each.at
         read_only = each.read_only or overlaid
-        entries.append(_bind(source, each.source, as_owner=True, read_only=read_only))
+        entries.append(bind(source, each.source, as_owner=True, read_only=read_only))
     return entries
 
 
@@ -317,7 +319,7 @@ def _file(at: str, text: str, mode: int) -> dict[str, Any]:
     return {"do": "file", "at": at, "text": text, "mode": mode, "mine": mode == 0o400}
 
 
-def _bind(
+def bind(
     source: str,
     at: str,
     *,

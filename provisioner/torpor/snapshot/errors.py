@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torpor.errors import SandboxError
+from torpor.errors import NoRoom, SnapshotUnusable
 from torpor.golden.manifest import GoldenUnusable
 
-
-class SnapshotUnusable(SandboxError):
-    """A snapshot, or the folder of all snapshots, must not be used; whatever is there is kept."""
-
-    code = "snapshot_unusable"
-    http_status = 409
-
-
-class NoRoom(SandboxError):
-    """There is no room for another snapshot, and none is ever removed to make some."""
-
-    code = "no_room"
-    http_status = 507
+__all__ = ["NoRoom", "SnapshotUnusable", "as_unusable"]
 
 
 @contextmanager

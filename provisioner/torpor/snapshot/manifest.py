@@ -15,7 +15,7 @@ from typing import Any
 
 from torpor.golden import fields as read
 from torpor.golden.fingerprint import Fingerprint, parse_fingerprint
-from torpor.golden.manifest import ImageFile, _image_file, sealed
+from torpor.golden.manifest import ImageFile, image_file, sealed
 from torpor.snapshot.errors import SnapshotUnusable
 from torpor.template import WorkspaceMode
 
@@ -41,9 +41,8 @@ class SnapshotManifest:
     ``generation`` rises with each snapshot of a kernel, from 1. ``parent``: None for a kernel that
     was never restored; of another kernel after a fork; not always the generation before, after a
     rollback. ``plan_digest``: of how the sandbox was made. ``read_only``: how its workspace was
-    mounted. ``kernel_generation``: which process of the guest the kernel is. ``link_marks``: per
-    channel of the link the first message that had not been handed on. ``comms``: as in
-    ``comm_info_reply``.
+    mounted. ``kernel_generation``: which process of the guest the kernel is. ``memory``: what the
+    bridge knew of the kernel and its link, in its own shape.
 
     Raises SnapshotUnusable for a kernel id, a name or generations that cannot be.
     """
@@ -67,9 +66,7 @@ class SnapshotManifest:
     hostname: str
     guest_key: str = field(repr=False)
     kernel_generation: int
-    link_marks: Mapping[str, int] = field(default_factory=dict)
-    kernel_info: Mapping[str, Any] = field(repr=False)
-    comms: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    memory: Mapping[str, Any] = field(default_factory=dict, repr=False)
     environment: Fingerprint = field(repr=False)
     files: Mapping[str, ImageFile] = field(default_factory=dict)
 
@@ -221,11 +218,9 @@ def _manifest(body: Mapping[str, Any]) -> SnapshotManifest:
         hostname=read.text(body, "hostname"),
         guest_key=read.text(body, "guest_key"),
         kernel_generation=read.count(body, "kernel_generation"),
-        link_marks=_counts(body, "link_marks"),
-        kernel_info=read.mapping(body, "kernel_info"),
-        comms=read.mapping(body, "comms"),
+        memory=read.mapping(body, "memory"),
         environment=parse_fingerprint(body.get("environment")),
-        files={name: _image_file(name, row) for name, row in read.mapping(body, "files").items()},
+        files={name: image_file(name, row) for name, row in read.mapping(body, "files").items()},
     )
     if read.count(body, "size_bytes") != manifest.size_bytes:
         raise ValueError("size_bytes is not the sum of its files")
@@ -248,8 +243,3 @@ def _mode(body: Mapping[str, Any]) -> WorkspaceMode:
     if mode not in tuple(WorkspaceMode):
         raise ValueError("workspace_mode is none of the modes")
     return WorkspaceMode(mode)
-
-
-def _counts(body: Mapping[str, Any], name: str) -> dict[str, int]:
-    counts = read.mapping(body, name)
-    return {each: read.count(counts, each) for each in counts}

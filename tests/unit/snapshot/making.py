@@ -37,9 +37,10 @@ def a_manifest(**changes: Any) -> SnapshotManifest:
         "hostname": "kernel",
         "guest_key": "very-secret",
         "kernel_generation": 2,
-        "link_marks": {"shell": 7, "iopub": 40},
-        "kernel_info": {"protocol_version": "5.3", "banner": "é \udc80", "n": [1, 2.5, None]},
-        "comms": {"c1": {"target_name": "jupyter.widget"}},
+        "memory": {
+            "kernel_info": {"protocol_version": "5.3", "banner": "é \udc80", "n": [1, 2.5, None]},
+            "marks": {"shell": 7, "iopub": 40},
+        },
         "environment": Fingerprint(),
     }
     return SnapshotManifest(**(fields | changes))

@@ -171,7 +171,7 @@ def test_an_image_that_is_none(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"comms": {"c": float("nan")}}, "cannot be written"),
+        ({"memory": {"c": float("nan")}}, "cannot be written"),
         ({"owner_uid": 12345}, "belongs to user 12345"),
         ({"created_at": "yesterday"}, "created_at is not a date"),
     ],

@@ -1,8 +1,9 @@
 """Runs a program beside a sandbox's runsc: in the same namespaces, with the same lack of power.
 
-    join PID UID GID PROGRAM ARGUMENT...     UID and GID are - where the caller's own runs it
+    join PID UID GID PROGRAM ARGUMENT... [";" PROGRAM ARGUMENT...]...
 
-It becomes the program, whose output is its own; ``PID`` is process 1 of the sandbox's pid namespace.
+UID and GID are - where the caller's own runs it. Each program runs to its end, up to the first that
+fails; their output is this one's. ``PID`` is process 1 of the sandbox's pid namespace.
 When the caller dies, so does it.
 """
 
@@ -37,18 +38,27 @@ def join(arguments: Sequence[str]) -> NoReturn:
             os.setgroups([])
         sys_.die_with_parent()
         sys_.setns(pidfd, _ALL)
-        child = os.fork()  # only children are in the pid namespace
-        if child == 0:
-            if uid != "-":
-                os.setresgid(0, 0, 0)
-                os.setresuid(0, 0, 0)
-            sys_.die_with_parent()  # after the change of uid, which takes this back
-            sys_.set_no_new_privileges()
-            forbid_set_id_files()
-            os.chdir("/")
-            os.execve(argv[0], list(argv), {"PATH": "/usr/bin:/bin", "HOME": "/"})
-        _, status = os.waitpid(child, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+        code = 0
+        while argv and code == 0:
+            end = argv.index(";") if ";" in argv else len(argv)
+            command, argv = argv[:end], argv[end + 1 :]
+            child = os.fork()  # only children are in the pid namespace
+            if child == 0:
+                _become(command, as_owner=uid != "-")
+            _, status = os.waitpid(child, 0)
+            code = os.waitstatus_to_exitcode(status) & 0xFF
+        os._exit(code)
     except BaseException as exc:
         os.write(2, f"cannot enter the sandbox: {exc}\n".encode())
         os._exit(1)
+
+
+def _become(command: Sequence[str], *, as_owner: bool) -> NoReturn:
+    if as_owner:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    sys_.die_with_parent()  # after the change of uid, which takes this back
+    sys_.set_no_new_privileges()
+    forbid_set_id_files()
+    os.chdir("/")
+    os.execve(command[0], list(command), {"PATH": "/usr/bin:/bin", "HOME": "/"})

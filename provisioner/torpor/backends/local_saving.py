@@ -1,0 +1,129 @@
+"""Save a running sandbox, let it go on, and make one again from what was saved.
+
+The saved folder holds what runsc wrote and ``shape.json``, the plan that the sandbox was started with
+(without secrets): what is restored must see exactly what the saved one saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torpor.backends.base import Handle, SandboxSpec, Saved
+from torpor.backends.local_faults import machine_error
+from torpor.backends.local_layout import Layout
+from torpor.errors import LaunchError, SandboxError
+from torpor.lifecycle.cleanup import run_to_end
+from torpor.runsc.oci import ROOTFS
+from torpor.runsc.saved_plan import restored_plan, save_argvs
+from torpor.runsc.spawn import run_beside
+
+SHAPE = "shape.json"
+_SAVE_S = 600.0
+_RESUME_S = 10.0
+_UNDO_S = 20.0
+
+Owner = tuple[int, int] | None
+
+
+async def save(handle: Handle, owner: Owner, name: str) -> Saved:
+    """Do as ``Backend.save``."""
+    layout = Layout(Path(handle.directory))
+    folder = layout.save / name
+    try:
+        shape = layout.read_shape()
+        pause, checkpoint, _ = save_argvs(shape["argv"], name)
+        if owner:
+            os.chown(layout.save, *owner)
+        try:
+            argv = [*pause, ";", *checkpoint]
+            await run_beside(handle.pid, owner, argv, within_s=_SAVE_S)
+        finally:
+            if owner:
+                os.chown(layout.save, 0, 0)
+        take_back(folder)
+        text = json.dumps(shape).encode()
+        (folder / SHAPE).write_bytes(text)
+        (folder / SHAPE).chmod(0o600)
+        return Saved(folder, hashlib.sha256(text).hexdigest(), _shown(shape))
+    except BaseException as exc:
+        await _undone(handle, owner, folder, exc)
+        if isinstance(exc, TimeoutError):
+            raise LaunchError(f"saving took more than {_SAVE_S:g} s") from exc
+        if isinstance(exc, SandboxError) or not isinstance(exc, Exception):
+            raise
+        if isinstance(exc, OSError):
+            raise machine_error(folder, exc) from exc
+        raise LaunchError(f"the sandbox's own record is damaged: {exc!r}") from exc
+
+
+async def resume(handle: Handle, owner: Owner) -> None:
+    """Do as ``Backend.resume``."""
+    try:
+        shape = Layout(Path(handle.directory)).read_shape()
+        argv = save_argvs(shape["argv"], "")[2]
+        await run_beside(handle.pid, owner, argv, within_s=_RESUME_S)
+    except LaunchError as exc:
+        if "not paused" not in exc.message:
+            raise
+    except TimeoutError as exc:
+        raise LaunchError(f"the sandbox did not go on within {_RESUME_S:g} s") from exc
+    except (OSError, ValueError, KeyError) as exc:
+        raise LaunchError(f"the sandbox cannot be told to go on: {exc!r}") from exc
+
+
+def prepare_saved(spec: SandboxSpec) -> None:
+    """Do as ``Backend.prepare_saved``."""
+    assert spec.image is not None
+    layout = Layout(spec.directory)
+    try:
+        shape = json.loads((spec.image.folder / SHAPE).read_bytes())
+        plan = restored_plan(
+            shape,
+            sandbox_id=spec.sandbox_id,
+            directory=str(spec.directory),
+            image=str(spec.image.folder),
+        )
+        layout.make_folders()
+        layout.make_fifos()
+        layout.write_plan(plan)
+    except BaseException as exc:
+        layout.remove()
+        if isinstance(exc, OSError):
+            raise machine_error(spec.directory, exc) from exc
+        if isinstance(exc, (ValueError, KeyError, TypeError, StopIteration)):
+            raise LaunchError(f"the saved sandbox's shape is damaged: {exc!r}") from exc
+        raise
+
+
+def take_back(folder: Path) -> None:
+    """Make what a sandbox's uid has written ours alone."""
+    with suppress(FileNotFoundError):  # somebody has removed it meanwhile
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+            if not path.is_symlink():
+                path.chmod(0o700 if path is folder else 0o600)
+
+
+def _shown(shape: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give the folders of the host that are in the sandbox read-only, under their own paths."""
+    return tuple(
+        entry["from"]
+        for entry in shape["tree"]
+        if entry["do"] == "bind" and entry["read_only"] and entry["at"] == ROOTFS + entry["from"]
+    )
+
+
+async def _undone(handle: Handle, owner: Owner, folder: Path, cause: BaseException) -> None:
+    """Let the sandbox go on and remove what was written; a failure of that is noted on ``cause``."""
+    try:
+        await run_to_end(resume(handle, owner), within_s=_UNDO_S, name="resume")
+    except Exception as exc:
+        cause.add_note(f"and it could not be resumed: {exc}")
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,34 @@
+"""The part of the control API that is about sleep: hibernate, freeze, wake, pin, snapshots."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from torpor.client import Client
+
+VERBS = ("hibernate", "freeze", "wake", "pin", "unpin")
+_LONGEST_S = 660.0
+
+
+class SleepClient:
+    """Asks torpord about sleeping kernels, through ``client``."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def do(self, kernel_id: str, verb: str) -> dict[str, Any]:
+        """Do one of ``VERBS`` and give the kernel's state. Twice is fine.
+
+        Raises:
+            SandboxGone: there is no such kernel.
+            Busy: it cannot sleep now; the message says why.
+            NoRoom, LaunchError: its memory could not be saved; it goes on.
+            SnapshotUnusable, AtCapacity, LaunchError: it could not be woken; it sleeps on.
+        """
+        path = f"/v1/kernels/{quote(kernel_id, safe='')}/{verb}"
+        return await self._client.call("POST", path, {}, timeout_s=_LONGEST_S)
+
+    async def snapshots(self) -> list[dict[str, Any]]:
+        """Give what is on disk, by kernel and generation."""
+        return list((await self._client.call("GET", "/v1/snapshots"))["snapshots"])

@@ -1,0 +1,67 @@
+"""The control API about sleep: ``/v1/kernels/ID/VERB`` and the list of snapshots."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torpor.daemon.describe import described
+from torpor.daemon.handlers import Handler
+from torpor.daemon.kernel import Kernel
+from torpor.daemon.logs import about
+from torpor.snapshot.build import Listed
+
+
+class SleepHandler(Handler):
+    """``hibernate wake freeze pin unpin``; each answers with the kernel's state."""
+
+    async def post(self, kernel_id: str, verb: str) -> None:
+        await self.answer(self._do(self.daemon.supervisor.get(kernel_id), verb))
+
+    async def _do(self, kernel: Kernel, verb: str) -> dict[str, Any]:
+        sleeper, parts = self.daemon.supervisor.sleeper, self.daemon.parts
+        with about(kernel.row.kernel_id):
+            if verb == "hibernate":
+                await sleeper.hibernate(kernel)
+            elif verb == "freeze":
+                await sleeper.freeze(kernel)
+            elif verb == "wake":
+                await sleeper.wake(kernel)
+            else:
+                kernel.row = replace(kernel.row, pinned=verb == "pin")
+                parts.registry.put_kernel(kernel.row)
+        return await described(kernel, parts)
+
+
+class SnapshotsHandler(Handler):
+    async def get(self) -> None:
+        await self.answer(self._list())
+
+    async def _list(self) -> dict[str, Any]:
+        kernels = self.daemon.supervisor.kernels
+        store = self.daemon.parts.snapshots
+        return {
+            "snapshots": [_shown(each, each.kernel_id in kernels) for each in await store.list()]
+        }
+
+
+def _shown(listed: Listed, has_kernel: bool) -> dict[str, Any]:
+    return {
+        "kernel_id": listed.kernel_id,
+        "generation": listed.generation,
+        "name": listed.name,
+        "created_at": listed.created_at,
+        "template": listed.template,
+        "kernel_name": listed.kernel_name,
+        "bytes": listed.size_bytes,
+        "has_kernel": has_kernel,
+    }
+
+
+def sleep_routes() -> list[tuple[str, type[Handler]]]:
+    """Give what to add to the table of the control API, before its general part."""
+    verbs = "hibernate|wake|freeze|pin|unpin"
+    return [
+        (rf"/v1/kernels/([A-Za-z0-9._-]+)/({verbs})", SleepHandler),
+        (r"/v1/snapshots", SnapshotsHandler),
+    ]

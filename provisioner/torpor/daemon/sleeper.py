@@ -1,0 +1,269 @@
+"""Puts kernels to sleep and wakes them: frozen they keep their memory, hibernated only a snapshot.
+
+Every step can be the last of this daemon. What the registry says decides: until the row is ``ASLEEP``
+the sandbox is the kernel, and a later daemon lets it go on (``settle``); from then on the snapshot is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from torpor.backends.base import Handle
+from torpor.bridge.client import BridgeRefused
+from torpor.daemon.guest_state import Phase
+from torpor.daemon.kernel import Kernel
+from torpor.daemon.logs import about, log
+from torpor.daemon.parts import Parts
+from torpor.daemon.waking import Waking, Watch
+from torpor.errors import (
+    BackendUnavailable,
+    Busy,
+    ConfigError,
+    LaunchError,
+    SandboxError,
+    SandboxGone,
+)
+from torpor.lifecycle import Status, run_to_end
+from torpor.template import Template
+
+HOLD_S = 3.0
+_MAPPED_S = 5.0
+_UNDO_S = 40.0
+
+Templates = Callable[[str], Awaitable[Template]]
+
+
+class Sleeper:
+    """All ways of a kernel between its tiers. What takes its lock says so."""
+
+    def __init__(self, parts: Parts, *, watch: Watch, templates: Templates, at_once: int) -> None:
+        self._parts = parts
+        self._templates = templates
+        self._waking = Waking(parts, watch)
+        self._turns = asyncio.Semaphore(at_once)
+
+    # -- deeper, under the kernel's lock -------------------------------------------------------
+
+    async def hibernate(self, kernel: Kernel) -> None:
+        """Put a kernel to sleep; one that sleeps is fine. If it fails, the kernel goes on.
+
+        Raises:
+            Busy: a cell runs, an input is open, …: it cannot sleep now, and why.
+            SandboxGone: it has no sandbox.
+            NoRoom, LaunchError, BackendUnavailable: it could not be saved.
+        """
+        async with kernel.lock:
+            if kernel.row.status is Status.ASLEEP:
+                return
+            handle, template = self._handle(kernel), await self._template(kernel)
+            if template is None:
+                raise ConfigError(f"there is no template {kernel.row.template!r} any more")
+            started = time.monotonic()
+            async with self._turns, self._standing_still(kernel, handle, "hibernating") as memory:
+                await self._save(kernel, handle, template, memory)
+            await run_to_end(self._let_go(kernel), within_s=_UNDO_S, name="let go")
+            log(
+                "hibernated",
+                generation=kernel.row.generation,
+                seconds=round(time.monotonic() - started, 3),
+            )
+            kernel.notify()
+
+    async def freeze(self, kernel: Kernel) -> None:
+        """Stop the processes of a kernel; one that sleeps is fine. Raises as ``hibernate``."""
+        async with kernel.lock:
+            if kernel.row.status is Status.ASLEEP or kernel.frozen:
+                return
+            handle = self._handle(kernel)
+            async with self._standing_still(kernel, handle, ""):
+                await self._parts.backend.freeze(handle)
+                kernel.frozen = True
+                self._put(kernel, tier_since=time.time())
+            log("frozen")
+            kernel.notify()
+
+    # -- back ----------------------------------------------------------------------------------
+
+    async def wake(self, kernel: Kernel) -> None:
+        """Bring a kernel back from whatever sleep; one that is awake is fine.
+
+        Raises:
+            SandboxError: why not, readable; it sleeps on, and clients that wait are told as well.
+        """
+        async with kernel.lock:
+            await self.wake_locked(kernel)
+
+    async def wake_locked(self, kernel: Kernel) -> None:
+        """Do the same for a caller that holds the kernel's lock."""
+        if kernel.row.status is Status.LIVE and kernel.frozen:
+            await self._go_on(kernel, self._handle(kernel))
+            self._put(kernel, tier_since=time.time())
+            log("thawed")
+        elif kernel.row.status is Status.ASLEEP:
+            await self._wake(kernel)
+        kernel.notify()
+
+    async def _wake(self, kernel: Kernel) -> None:
+        started, slept_s = time.monotonic(), time.time() - kernel.row.tier_since
+        kernel.moving = "waking"
+        kernel.notify()
+        try:
+            async with self._turns:
+                await self._waking.wake(kernel, await self._template(kernel))
+        except BaseException as exc:
+            reason = exc.message if isinstance(exc, SandboxError) else repr(exc)
+            log("not woken", level=logging.ERROR, error=exc)
+            undo = self._waking.undo(kernel, f"the kernel could not be woken: {reason}")
+            await run_to_end(undo, within_s=_UNDO_S, name="sleep on")
+            raise
+        finally:
+            kernel.moving = ""
+            kernel.notify()
+        log(
+            "woken",
+            generation=kernel.row.generation,
+            seconds=round(time.monotonic() - started, 3),
+            slept_s=round(slept_s, 1),
+        )
+
+    # -- after a crash -------------------------------------------------------------------------
+
+    async def settle(self, kernel: Kernel) -> None:
+        """Finish what a daemon that died had begun: let it go on, or let it sleep."""
+        row = kernel.row
+        with about(row.kernel_id):
+            async with kernel.lock:
+                if kernel.row.status is Status.LIVE and kernel.sandbox_alive:
+                    handle = self._handle(kernel, any_state=True)
+                    await self._parts.backend.thaw(handle)
+                    if row.paused:
+                        await self._resume(kernel, handle)
+                    await self._go_on(kernel, handle)
+                elif kernel.row.status is Status.ASLEEP:
+                    await self._tell("sleep", kernel)
+
+    # -- inner ---------------------------------------------------------------------------------
+
+    def _handle(self, kernel: Kernel, *, any_state: bool = False) -> Handle:
+        sandbox = self._parts.registry.sandboxes.get(kernel.row.sandbox_id or "")
+        if kernel.row.status is not Status.LIVE or not kernel.sandbox_alive or sandbox is None:
+            raise SandboxGone(f"kernel {kernel.row.kernel_id} has no sandbox")
+        if not any_state and (kernel.launching or kernel.guest.phase is not Phase.READY):
+            raise Busy(f"kernel {kernel.row.kernel_id} is not ready: it is {kernel.state}")
+        return Handle.from_json(sandbox.handle or {})
+
+    async def _template(self, kernel: Kernel) -> Template | None:
+        try:
+            return await self._templates(kernel.row.template)
+        except ConfigError:
+            return None
+
+    @asynccontextmanager
+    async def _standing_still(
+        self, kernel: Kernel, handle: Handle, moving: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Have the kernel stand still; if the block fails, it goes on as if nothing had been."""
+        kernel_id = kernel.row.kernel_id
+        if kernel.frozen:  # held already; runsc cannot save what does not run
+            await self._parts.backend.thaw(handle)
+        kernel.moving = moving
+        self._put(kernel, paused=True)
+        try:
+            try:
+                held = await self._parts.bridge.call(
+                    "hold", within_s=HOLD_S + 2, kernel_id=kernel_id, timeout_s=HOLD_S
+                )
+            except BridgeRefused as exc:
+                raise Busy(f"kernel {kernel_id} cannot sleep now: {exc}") from exc
+            kernel.notify()
+            yield dict(held.get("memory") or {})
+        except BaseException as exc:
+            if not isinstance(exc, Busy):
+                log("not put to sleep", level=logging.WARNING, error=exc)
+            await run_to_end(self._go_on(kernel, handle), within_s=_UNDO_S, name="go on")
+            raise
+        finally:
+            kernel.moving = ""
+            kernel.notify()
+
+    async def _save(
+        self, kernel: Kernel, handle: Handle, template: Template, memory: dict[str, Any]
+    ) -> None:
+        """Up to the one write that makes the snapshot the kernel."""
+        parts, row = self._parts, kernel.row
+        try:
+            told = await parts.bridge.rpc(row.kernel_id, "mapped", {}, timeout_s=_MAPPED_S)
+        except BridgeRefused as exc:
+            raise Busy(f"the guest of kernel {row.kernel_id} does not answer: {exc}") from exc
+        mapped = [each for each in told.get("files") or [] if isinstance(each, str)]
+        build = await parts.backend.build()
+        saved = await parts.backend.save(handle, f"g{secrets.token_hex(4)}")
+        try:
+            snapshot = await parts.snapshots.publish(
+                row,
+                saved,
+                handle=handle,
+                template=template,
+                build=build,
+                memory=memory,
+                mapped=mapped,
+                kernel_generation=kernel.guest.generation,
+            )
+            self._put(
+                kernel,
+                status=Status.ASLEEP,
+                generation=snapshot.manifest.generation,
+                sandbox_id=None,
+                reason=None,
+                paused=False,
+                tier_since=time.time(),
+            )
+        except BaseException:
+            await run_to_end(self._resume(kernel, handle), within_s=_UNDO_S, name="resume")
+            raise
+        kernel.frozen = False
+        kernel.forget_sandbox()
+
+    async def _let_go(self, kernel: Kernel) -> None:
+        """Close the link and free the sandbox. What fails here the sweep and ``next_step`` finish."""
+        await self._tell("sleep", kernel)
+        await self._parts.free_sandboxes_of(kernel.row.kernel_id)
+
+    async def _resume(self, kernel: Kernel, handle: Handle) -> None:
+        """Let a sandbox go on that was paused by a save; one for which that fails is given up."""
+        try:
+            await self._parts.backend.resume(handle)
+        except (SandboxGone, LaunchError) as exc:
+            if await self._parts.backend.alive(handle):
+                log("sandbox does not go on", level=logging.ERROR, error=exc)
+                kernel.sandbox_ended(f"it could not be let go on: {exc}")
+
+    async def _go_on(self, kernel: Kernel, handle: Handle) -> None:
+        """Let a sandbox that may be frozen go on, and its messages flow."""
+        with contextlib.suppress(SandboxGone):
+            await self._parts.backend.thaw(handle)
+        kernel.frozen = False
+        if kernel.row.status is Status.LIVE:
+            self._put(kernel, paused=False)
+        await self._tell("release", kernel)
+
+    def _put(self, kernel: Kernel, **changes: Any) -> None:
+        row = replace(kernel.row, **changes)
+        self._parts.registry.put_kernel(row)
+        kernel.row = row
+
+    async def _tell(self, op: str, kernel: Kernel) -> None:
+        if kernel.row.kernel_id not in self._parts.bridge.held:
+            return
+        try:
+            await self._parts.bridge.call(op, kernel_id=kernel.row.kernel_id)
+        except (BridgeRefused, BackendUnavailable) as exc:
+            log("bridge not told", level=logging.WARNING, error=exc, op=op)

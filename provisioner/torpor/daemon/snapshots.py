@@ -1,0 +1,193 @@
+"""The snapshots of this daemon's kernels: made from what a backend saved, found, checked, freed.
+
+The store works with threads of its own; everything here may be cancelled and leaves whole snapshots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
+
+from torpor.backends.base import Build, Handle, Saved
+from torpor.daemon.logs import log
+from torpor.daemon.records import KernelRow
+from torpor.errors import Busy, SandboxError, SnapshotUnusable
+from torpor.golden import fingerprint
+from torpor.python_prefix import within
+from torpor.snapshot.build import Listed, Snapshot
+from torpor.snapshot.manifest import Ancestor, SnapshotManifest
+from torpor.snapshot.mismatch import MachineFacts, mismatch
+from torpor.snapshot.store import SnapshotStore
+from torpor.template import Template, WorkspaceMode
+
+_NOT_OF_THE_SANDBOX = frozenset(
+    {"description", "env_allow", "start_timeout_s", "warm_up", "env_at_start", "claim_code"}
+)
+_PREFIXES = ("pool_", "freeze_", "hibernate_", "expire_", "count_")
+
+
+class Snapshots:
+    """What the daemon asks of a ``SnapshotStore``."""
+
+    def __init__(self, store: SnapshotStore) -> None:
+        self.store = store
+
+    async def publish(
+        self,
+        row: KernelRow,
+        saved: Saved,
+        *,
+        handle: Handle,
+        template: Template,
+        build: Build,
+        memory: Mapping[str, Any],
+        mapped: list[str],
+        kernel_generation: int,
+        name: str = "",
+    ) -> Snapshot:
+        """Make what was saved the newest snapshot of its kernel; its folder is gone afterwards.
+
+        Raises:
+            NoRoom: it does not fit; SnapshotUnusable, OSError: it cannot be kept.
+        """
+
+        def work() -> Snapshot:
+            draft = self.store.draft(0)
+            try:
+                image = draft / "image"
+                image.rmdir()
+                saved.folder.rename(image)
+                seen = [path for path in mapped if any(within(path, top) for top in saved.shown)]
+                manifest = SnapshotManifest(
+                    kernel_id=row.kernel_id,
+                    name=name,
+                    generation=self.store.next_generation(row.kernel_id),
+                    parent=Ancestor(row.kernel_id, row.generation) if row.generation else None,
+                    created_at=datetime.now(UTC).isoformat(),
+                    owner_uid=os.geteuid(),
+                    template=row.template,
+                    template_digest=template_digest(template),
+                    runsc_build=handle.runsc_build,
+                    cpu_features=build.processor,
+                    plan_digest=saved.plan_digest,
+                    workspace=handle.workspace,
+                    workspace_mode=WorkspaceMode(handle.workspace_mode),
+                    read_only=handle.workspace_mode == WorkspaceMode.READ_ONLY,
+                    argv=row.argv,
+                    kernel_name=row.kernel_name,
+                    hostname="",
+                    guest_key=row.guest_key,
+                    kernel_generation=kernel_generation,
+                    memory=memory,
+                    environment=fingerprint.take(seen, ()),
+                )
+                return self.store.publish(draft, manifest)
+            except BaseException:
+                self.store.discard(draft)
+                raise
+
+        return await asyncio.to_thread(work)
+
+    async def usable(self, row: KernelRow, template: Template | None, build: Build) -> Snapshot:
+        """Give the snapshot that a kernel sleeps in, its content read and compared.
+
+        Raises:
+            SnapshotUnusable: it is gone or damaged, or does not fit this machine as it is now.
+        """
+
+        def work() -> Snapshot:
+            snapshot = self.store.get(row.kernel_id, row.generation)
+            if snapshot is None:
+                raise SnapshotUnusable(f"generation {row.generation} of its snapshot is gone")
+            manifest = snapshot.manifest
+            if why := mismatch(manifest, _facts(snapshot, template, build)):
+                raise SnapshotUnusable(why)
+            if why := self.store.verify(snapshot):
+                raise SnapshotUnusable(f"its snapshot is damaged: {why}")
+            return snapshot
+
+        return await asyncio.to_thread(work)
+
+    @contextmanager
+    def held(self, snapshot: Snapshot) -> Iterator[None]:
+        """Keep a snapshot from being removed. Raises SnapshotUnusable: it is gone."""
+        with self.store.hold(snapshot):
+            yield
+
+    async def answered(self, row: KernelRow) -> None:
+        """Free what is older than the snapshot that the kernel has answered from."""
+        try:
+            await asyncio.to_thread(self.store.answered, row.kernel_id, row.generation)
+        except (SandboxError, OSError) as exc:
+            log("old snapshots stay", level=logging.WARNING, error=exc)
+
+    async def memory(self, kernel_id: str) -> Mapping[str, Any]:
+        """Give what the bridge knew of a sleeping kernel; nothing when that cannot be read."""
+        try:
+            snapshot = await asyncio.to_thread(self.store.latest, kernel_id)
+        except (SandboxError, OSError):
+            return {}
+        return snapshot.manifest.memory if snapshot is not None else {}
+
+    async def list(self) -> list[Listed]:
+        """Give all that are whole. Raises SnapshotUnusable, OSError."""
+        return list(await asyncio.to_thread(self.store.list))
+
+    async def forget(self, kernel_id: str) -> None:
+        """Remove what a kernel that is no more had; what somebody has named stays."""
+
+        def work() -> None:
+            for listed in self.store.list():
+                if listed.kernel_id == kernel_id and not listed.name:
+                    self.store.drop(kernel_id, listed.generation)
+
+        try:
+            await asyncio.to_thread(work)
+        except (Busy, SandboxError, OSError) as exc:
+            log("snapshots stay", level=logging.WARNING, error=exc)
+
+    async def reconcile(self, known: frozenset[str]) -> None:
+        """Remove what crashes have left, and say what there is besides."""
+        try:
+            found = await asyncio.to_thread(self.store.reconcile, known)
+        except (SandboxError, OSError) as exc:
+            log("snapshots not reconciled", level=logging.ERROR, error=exc)
+            return
+        for removed in found.removed:
+            log("snapshot removed", path=removed.folder, reason=removed.reason)
+        for folder, why in found.unusable:
+            log("snapshot unusable", level=logging.WARNING, path=folder, reason=why)
+
+
+def template_digest(template: Template) -> str:
+    """Give a digest of what of a template is in its sandboxes for good."""
+    shape = {
+        each.name: template.to_json()[each.name]
+        for each in fields(Template)
+        if each.name not in _NOT_OF_THE_SANDBOX and not each.name.startswith(_PREFIXES)
+    }
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+
+
+def _facts(snapshot: Snapshot, template: Template | None, build: Build) -> MachineFacts:
+    manifest = snapshot.manifest
+    workspace = manifest.workspace
+    there = workspace is None or os.path.isdir(workspace)
+    shape = (snapshot.image / "shape.json").read_bytes()
+    return MachineFacts(
+        owner_uid=os.geteuid(),
+        runsc_build=build.runtime,
+        cpu_features=frozenset(build.processor),
+        template_digest=None if template is None else template_digest(template),
+        plan_digest=hashlib.sha256(shape).hexdigest(),
+        environment_change=fingerprint.changed(manifest.environment),
+        workspace_mode=manifest.workspace_mode if there else None,
+    )

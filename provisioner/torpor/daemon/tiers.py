@@ -1,0 +1,143 @@
+"""Carries out the idle policy: looks at each kernel when something about it may be due."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from torpor.backends.base import Handle
+from torpor.bridge.client import BridgeRefused
+from torpor.daemon.kernel import Kernel
+from torpor.daemon.logs import about, log
+from torpor.daemon.parts import Parts
+from torpor.daemon.supervisor import Supervisor
+from torpor.errors import BackendUnavailable, ConfigError, SandboxError
+from torpor.lifecycle import Status
+from torpor.lifecycle.idle import (
+    BACKGROUND_SHARE,
+    Action,
+    IdlePolicy,
+    KernelSeen,
+    Tier,
+    next_tier,
+)
+from torpor.runsc.family import family
+from torpor.template import Template
+
+_LEAST_S = 0.5
+_AGAIN_S = 5.0
+"""A kernel that could not be put to sleep is tried again after so long."""
+
+
+class Tiers:
+    """One loop for all kernels of this daemon."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        supervisor: Supervisor,
+        templates: Callable[[str], Awaitable[Template]],
+    ) -> None:
+        self._parts = parts
+        self._supervisor = supervisor
+        self._templates = templates
+        self._cpu: dict[str, tuple[float, float]] = {}
+        self._worked_at: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Look at kernels until cancelled."""
+        while True:
+            now = time.monotonic()
+            kernels = self._supervisor.kernels
+            for known in (self._due, self._cpu, self._worked_at):
+                for kernel_id in set(known) - set(kernels):
+                    del known[kernel_id]
+            for kernel_id, kernel in list(kernels.items()):
+                if self._due.get(kernel_id, 0.0) <= now and not kernel.lock.locked():
+                    with about(kernel_id):
+                        self._due[kernel_id] = time.monotonic() + await self._look(kernel)
+            ahead = min(self._due.values(), default=now + _AGAIN_S) - time.monotonic()
+            await asyncio.sleep(min(max(ahead, _LEAST_S), _AGAIN_S))
+
+    async def _look(self, kernel: Kernel) -> float:
+        """Do what is due for a kernel; give after how many seconds to look again."""
+        if kernel.state not in ("running", "frozen", "hibernated"):
+            kernel.outlook = ""
+            return _AGAIN_S
+        try:
+            template = await self._templates(kernel.row.template)
+            status = await self._status(kernel)
+        except (ConfigError, BackendUnavailable, BridgeRefused) as exc:
+            kernel.outlook = f"{kernel.tier}: {exc}"
+            return _AGAIN_S
+        policy = policy_of(template)
+        decision = next_tier(self._seen(kernel, status), policy, time.time())
+        kernel.outlook = decision.reason
+        if decision.action is Action.NONE:
+            return decision.look_again_s
+        try:
+            await self._act(kernel, decision.action)
+        except SandboxError as exc:
+            kernel.outlook = f"{kernel.tier}: not put to sleep: {exc.message}"
+            log("stays", level=logging.INFO, wanted=decision.action, reason=exc.message)
+            return _AGAIN_S
+        kernel.outlook = decision.reason
+        return _LEAST_S
+
+    async def _act(self, kernel: Kernel, action: Action) -> None:
+        if action is Action.FREEZE:
+            await self._supervisor.sleeper.freeze(kernel)
+        elif action is Action.HIBERNATE:
+            await self._supervisor.sleeper.hibernate(kernel)
+        elif action is Action.EXPIRE:
+            log("expired")
+            await self._supervisor.delete(kernel.row.kernel_id)
+
+    async def _status(self, kernel: Kernel) -> Mapping[str, Any]:
+        if kernel.row.kernel_id not in self._parts.bridge.held:
+            raise BackendUnavailable("its endpoints are just coming back")
+        return await self._parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
+
+    def _seen(self, kernel: Kernel, status: Mapping[str, Any]) -> KernelSeen:
+        now, row = time.time(), kernel.row
+        share = self._background(kernel) if kernel.tier is Tier.AWAKE else 0.0
+        if share >= BACKGROUND_SHARE:
+            self._worked_at[row.kernel_id] = now
+        since = status.get("idle_since")
+        busy = status.get("busy_reason")
+        return KernelSeen(
+            tier=kernel.tier,
+            changed_at=row.tier_since,
+            execution_state="busy" if busy else str(status.get("execution_state")),
+            last_intent=float(since) if isinstance(since, int | float) else 0.0,
+            pinned=row.pinned,
+            background_cpu=share,
+            last_background=self._worked_at.get(row.kernel_id, 0.0),
+        )
+
+    def _background(self, kernel: Kernel) -> float:
+        """Give the share of a processor that the sandbox has used since the last look."""
+        sandbox = self._parts.registry.sandboxes.get(kernel.row.sandbox_id or "")
+        if kernel.row.status is not Status.LIVE or sandbox is None or not sandbox.handle:
+            return 0.0
+        handle = Handle.from_json(sandbox.handle)
+        now, used = time.monotonic(), sum(each.cpu_s for each in family(handle.pid))
+        before = self._cpu.get(kernel.row.kernel_id)
+        self._cpu[kernel.row.kernel_id] = (now, used)
+        if before is None or now - before[0] < _LEAST_S / 2 or used < before[1]:
+            return 0.0
+        return (used - before[1]) / (now - before[0])
+
+
+def policy_of(template: Template) -> IdlePolicy:
+    """Give what a template says about idle kernels."""
+    return IdlePolicy(
+        freeze_after_s=template.freeze_after_s,
+        hibernate_after_s=template.hibernate_after_s,
+        expire_after_s=template.expire_after_s,
+        count_background=template.count_background,
+    )

@@ -1,0 +1,169 @@
+"""The steps from a snapshot to a kernel that has answered, and back when one of them fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torpor.backends.base import Handle, Image, SandboxSpec
+from torpor.bridge.client import BridgeRefused
+from torpor.daemon.guest_state import GuestState, Phase
+from torpor.daemon.kernel import Kernel
+from torpor.daemon.logs import log
+from torpor.daemon.machine import available_bytes
+from torpor.daemon.parts import Parts
+from torpor.daemon.plan import fifos
+from torpor.daemon.records import SandboxRow
+from torpor.errors import AtCapacity, BackendUnavailable, LaunchError
+from torpor.lifecycle import Status
+from torpor.snapshot.build import Snapshot
+from torpor.template import MIB, Template
+
+WAKE_S = 60.0
+_LINK_S = 30.0
+_CHECK_S = 10.0
+_SPARE_BYTES = 64 * MIB
+"""What a restored sandbox needs besides what is in its snapshot."""
+
+Watch = Callable[[Kernel, SandboxRow, Handle], None]
+
+
+class Waking:
+    """Restores kernels; the caller holds the kernel's lock, and calls ``undo`` if it fails."""
+
+    def __init__(self, parts: Parts, watch: Watch) -> None:
+        self._parts = parts
+        self._watch = watch
+
+    async def wake(self, kernel: Kernel, template: Template | None) -> None:
+        """Bring a sleeping kernel back.
+
+        Raises:
+            SnapshotUnusable: it is damaged, or cannot be restored here as things are now.
+            AtCapacity: there is no memory for it.
+            LaunchError, BackendUnavailable: it could not be restored, or does not answer.
+        """
+        parts, row = self._parts, kernel.row
+        snapshot = await parts.snapshots.usable(row, template, await parts.backend.build())
+        assert template is not None  # "usable" refuses where there is none
+        _require_memory(snapshot)
+        with parts.snapshots.held(snapshot):
+            try:
+                async with asyncio.timeout(WAKE_S):
+                    sandbox = await self._restore(kernel, template, snapshot)
+            except TimeoutError as exc:
+                raise LaunchError(f"restoring it took more than {WAKE_S:g} s") from exc
+        kernel.row = replace(
+            row,
+            status=Status.LIVE,
+            sandbox_id=sandbox.sandbox_id,
+            reason=None,
+            tier_since=time.time(),
+        )
+        try:
+            parts.registry.put_kernel(kernel.row)
+        except BaseException:
+            kernel.row = row
+            raise
+        kernel.shut_down = None
+        try:
+            await parts.bridge.call("release", kernel_id=row.kernel_id)
+        except (BridgeRefused, BackendUnavailable) as exc:  # the next bridge has it awake
+            log("bridge not told", level=logging.WARNING, error=exc)
+        await parts.snapshots.answered(kernel.row)
+
+    async def undo(self, kernel: Kernel, reason: str) -> None:
+        """Leave nothing of a failed wake but the snapshot, and tell whoever waits."""
+        parts, row = self._parts, kernel.row
+        kernel.forget_sandbox()
+        kernel.row = replace(row, reason=reason)
+        parts.registry.put_kernel(kernel.row)
+        told: tuple[tuple[str, dict[str, Any]], ...]
+        told = (("sleep", {}), ("wake_failed", {"reason": reason}))
+        for op, more in told:
+            try:
+                await parts.bridge.call(op, kernel_id=row.kernel_id, **more)
+            except (BridgeRefused, BackendUnavailable) as exc:
+                log("bridge not told", level=logging.WARNING, error=exc, op=op)
+        await parts.free_sandboxes_of(row.kernel_id)
+
+    async def _restore(self, kernel: Kernel, template: Template, snapshot: Snapshot) -> SandboxRow:
+        parts, kernel_id = self._parts, kernel.row.kernel_id
+        sandbox_id = f"t{secrets.token_hex(8)}"
+        sandbox = SandboxRow(sandbox_id, kernel_id, parts.paths.kernels / sandbox_id)
+        parts.registry.put_sandbox(sandbox)
+        spec = _spec(kernel, sandbox, template, snapshot)
+        await parts.backend.prepare_saved(spec)
+        handle = await parts.backend.start(spec)
+        sandbox = replace(sandbox, handle=handle.to_json())
+        parts.registry.put_sandbox(sandbox)
+        kernel.guest = GuestState(phase=Phase.READY, generation=snapshot.manifest.kernel_generation)
+        self._watch(kernel, sandbox, handle)
+        await self._answering(kernel, sandbox)
+        return sandbox
+
+    async def _answering(self, kernel: Kernel, sandbox: SandboxRow) -> None:
+        """Return once the restored kernel has answered; fail as soon as its sandbox ends."""
+        bridge, kernel_id = self._parts.bridge, kernel.row.kernel_id
+
+        async def ask() -> None:
+            if kernel_id not in bridge.held:
+                raise BackendUnavailable("the bridge is just coming back: try again")
+            await bridge.call(
+                "wake",
+                within_s=_LINK_S + 2,
+                kernel_id=kernel_id,
+                timeout_s=_LINK_S,
+                held=True,
+                **fifos(sandbox.directory),
+            )
+            await bridge.rpc(kernel_id, "check", {}, timeout_s=_CHECK_S)
+
+        asking = asyncio.create_task(ask(), name=f"wake {kernel_id}")
+        ended = asyncio.create_task(
+            kernel.until(lambda: kernel.sandbox_end is not None), name=f"end {kernel_id}"
+        )
+        try:
+            await asyncio.wait({asking, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise LaunchError(f"its sandbox could not be restored: {kernel.sandbox_end}")
+            asking.result()
+        except BridgeRefused as exc:
+            raise LaunchError(f"the restored kernel does not answer: {exc}") from exc
+        finally:
+            for task in (asking, ended):
+                task.cancel()
+            await asyncio.wait({asking, ended})
+
+
+def _require_memory(snapshot: Snapshot) -> None:
+    needed, there = snapshot.manifest.size_bytes + _SPARE_BYTES, available_bytes()
+    if needed > there:
+        raise AtCapacity(
+            f"its memory of {needed // MIB} MiB does not fit: this machine has {there // MIB} left",
+            hint="close or hibernate other kernels, then ask again; the snapshot is kept",
+        )
+
+
+def _spec(
+    kernel: Kernel, sandbox: SandboxRow, template: Template, snapshot: Snapshot
+) -> SandboxSpec:
+    """Give what the backend needs to restore; the rest is in the saved sandbox's shape."""
+    return SandboxSpec(
+        sandbox_id=sandbox.sandbox_id,
+        template=template,
+        argv=(),
+        env={},
+        cwd="/",
+        workspace=None,
+        key=kernel.row.guest_key,
+        directory=sandbox.directory,
+        kernel_name=kernel.row.kernel_name,
+        start_timeout_s=WAKE_S,
+        image=Image(snapshot.image, restore=True),
+    )

@@ -1,0 +1,47 @@
+"""The processes of a sandbox, as the host sees them: its first one and all that descend from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process: its state as in ``/proc/PID/stat`` and the processor time it has used."""
+
+    pid: int
+    state: str
+    cpu_s: float
+
+
+def family(pid: int) -> list[Member]:
+    """Give ``pid`` and everything that descends from it, parents first; nothing when it is gone."""
+    children: dict[int, list[int]] = {}
+    members: dict[int, Member] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and (seen := _stat(entry.path)) is not None:
+            parent, member = seen
+            members[member.pid] = member
+            children.setdefault(parent, []).append(member.pid)
+    found: list[Member] = []
+    left = [pid]
+    while left:
+        each = left.pop(0)
+        if each in members:
+            found.append(members[each])
+            left += children.get(each, [])
+    return found
+
+
+def _stat(folder: str) -> tuple[int, Member] | None:
+    try:
+        text = Path(folder, "stat").read_bytes()
+    except OSError:
+        return None
+    fields = text.rpartition(b")")[2].split()  # from field 3 on: proc_pid_stat(5)
+    used_s = (int(fields[11]) + int(fields[12])) / _TICKS
+    return int(fields[1]), Member(int(os.path.basename(folder)), fields[0].decode(), used_s)
