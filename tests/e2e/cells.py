@@ -75,6 +75,12 @@ def run(
     return ran
 
 
+def tell(kc: BlockingKernelClient, code: str, *, timeout_s: float = 60) -> None:
+    """Execute ``code``; an error fails the test."""
+    ran = run(kc, code, timeout_s=timeout_s)
+    assert ran.error is None, f"{ran.error}: {ran.reply.get('evalue')}"
+
+
 def value(kc: BlockingKernelClient, code: str, *, timeout_s: float = 60) -> str:
     """Execute ``code`` and give the text of its last expression; an error fails the test."""
     ran = run(kc, code, timeout_s=timeout_s)
