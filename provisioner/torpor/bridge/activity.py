@@ -40,20 +40,25 @@ class Activity:
         if known:
             self.state = "busy" if busy else "idle"
 
-    def observe(self, kind: str, body: Sequence[Part]) -> None:
-        """Take note of one iopub message: its type and its four unchecked JSON parts."""
+    def observe(self, kind: str, body: Sequence[Part]) -> tuple[str, str] | None:
+        """Take note of one iopub message: its type and its four unchecked JSON parts.
+
+        Gives, of a status, what it says and the id of the message that it is about.
+        """
         if kind != "status":
             self.last_s = time.time()
-            return
+            return None
         try:
             state = parse_object(body[3], MAX_STATUS_BYTES).get("execution_state")
-            cause = parse_object(body[1], MAX_HEADER_BYTES).get("msg_type")
+            parent = parse_object(body[1], MAX_HEADER_BYTES)
         except Malformed:
-            return
+            return None
         if not isinstance(state, str) or state not in STATES:
-            return
+            return None
+        cause, ident = parent.get("msg_type"), parent.get("msg_id")
         if cause not in PRESENCE if isinstance(cause, str) else True:
             self.state = state
             self.last_s = time.time()
         elif self.state == "starting" and state != "starting":
             self.state = "idle"
+        return (state, ident) if isinstance(ident, str) else None

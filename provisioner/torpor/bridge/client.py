@@ -14,7 +14,8 @@ from torpor.bridge.protocol import MAX_LINE_BYTES
 from torpor.errors import BackendUnavailable, SandboxError
 
 ANSWER_TIMEOUT_S = 30.0
-RPC_SLACK_S = 5.0  # the bridge itself ends an rpc after its timeout
+RPC_SLACK_S = 5.0  # the bridge itself ends these after their timeout
+BOUNDED = frozenset({"rpc", "hold", "wake"})
 QUEUED_EVENTS = 10_000
 
 
@@ -74,7 +75,7 @@ class BridgeClient:
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[ident] = future
         timeout_s = ANSWER_TIMEOUT_S
-        if op == "rpc":
+        if op in BOUNDED:
             timeout_s = float(params.get("timeout_s") or ANSWER_TIMEOUT_S) + RPC_SLACK_S
         try:
             async with asyncio.timeout(timeout_s):

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
 
-from torpor.bridge.inlet import Gate, Inlet
+from torpor.bridge.inlet import Desk, Gate, Inlet
 from torpor.bridge.line import Line
 from torpor.bridge.outlet import Outlet, PublishOutlet, ReplyOutlet, Shared
 from torpor.bridge.protocol import ClientSide
 from torpor.bridge.publisher import Subscriptions
 from torpor.bridge.reactor import READ
 from torpor.bridge.record import Record
-from torpor.bridge.signing import Signer
+from torpor.bridge.signing import Part, Signer
 from torpor.bridge.sockets import Socket, close_sockets, open_sockets, readable, receive, send
-from torpor.link import Channel
+from torpor.bridge.underway import Underway
+from torpor.bridge.waiting import ROUTED, Waiting
+from torpor.link import Channel, Message
 
-ROUTED = (Channel.CONTROL, Channel.SHELL, Channel.STDIN)
 LINGER_MS = 1_000  # as ipykernel: the last replies and outputs still get out
 BEATS_PER_TURN = 32
 MAX_BEAT_BYTES = 4_096
@@ -43,6 +44,7 @@ class Endpoints:
         client: ClientSide,
         keys: Keys,
         record: Record,
+        underway: Underway,
         beating: Callable[[], bool],
     ) -> None:
         """Bind all five, or none. ``beating`` says whether to echo a heartbeat.
@@ -54,7 +56,7 @@ class Endpoints:
         self._client = client
         self._beating = beating
         self._sockets, self.ports = open_sockets(context, client)
-        self._gate = Gate(keys.client, keys.guest, shared.counters)
+        self._gate = Gate(keys.client, keys.guest, shared.counters, underway)
         self._inlets = {
             channel: Inlet(shared.reactor, shared.owner, self._socket(channel), channel, self._gate)
             for channel in ROUTED
@@ -67,7 +69,23 @@ class Endpoints:
         self.touched: set[Channel] = set()  # sent to in this turn
         self._rechecks = {channel: inlet.ready for channel, inlet in self._inlets.items()}
         self._rechecks[Channel.IOPUB] = self.subscriptions.ready
+        self._recheck_due = False
         self._watch()
+
+    @property
+    def waiting(self) -> Waiting:
+        """Clients' messages that were taken from the sockets and not passed on yet."""
+        return self._gate.waiting
+
+    @property
+    def holding(self) -> bool:
+        """Whether something for clients was not handed to libzmq yet."""
+        return any(outlet.holding for outlet in self.outlets.values())
+
+    @property
+    def crowded(self) -> bool:
+        """Whether nothing of our own should be said to clients now."""
+        return any(outlet.crowded for outlet in self.outlets.values())
 
     def attach(self, line: Line) -> None:
         """Let clients' messages flow into ``line``."""
@@ -80,6 +98,36 @@ class Endpoints:
         self._gate.line = None
         for outlet in self.outlets.values():
             outlet.abandon()
+
+    def let_go(self) -> list[Message]:
+        """As ``detach``, but go on sending what is held back; give those messages, in order."""
+        self._gate.line = None
+        return [message for outlet in self.outlets.values() for message in outlet.keep()]
+
+    def divert(self, desk: Desk) -> None:
+        """Give clients' messages to ``desk`` from now on, whether there is a line or not."""
+        self._gate.desk = desk
+        self.collect()
+
+    def collect(self) -> None:
+        """Read clients' messages for the desk again: it got room."""
+        for inlet in self._inlets.values():
+            inlet.collect()
+
+    def pass_on(self) -> None:
+        """End ``divert``: what waits goes into the line, if there is one, and then what comes."""
+        self._gate.desk = None
+        for inlet in self._inlets.values():
+            inlet.paused = True
+            inlet.resume()
+
+    def say(self, channel: Channel, parts: Sequence[Part]) -> None:
+        """Send clients a message of the bridge's own, behind what the guest sent before."""
+        self.outlets[channel].say(parts)
+        self.touched.add(channel)
+        if not self._recheck_due:
+            self._recheck_due = True
+            self._shared.reactor.soon(self._shared.owner, self._recheck)
 
     def expect_clients(self, subscribers: int, iopub_s: float, replies_s: float) -> None:
         """Wait for clients to come back before their messages are sent (after a bridge's death)."""
@@ -96,9 +144,13 @@ class Endpoints:
         for inlet in self._inlets.values():
             if inlet.paused:
                 inlet.resume()
-        for channel in self.touched:
+        self._recheck()
+
+    def _recheck(self) -> None:
+        self._recheck_due = False
+        touched, self.touched = self.touched, set()
+        for channel in touched:
             self._rechecks[channel]()
-        self.touched.clear()
 
     def close(self) -> None:
         """Unbind; idempotent."""

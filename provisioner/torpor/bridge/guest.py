@@ -181,6 +181,10 @@ class Guest:
         self.generation = _whole(result, "generation") or self.generation
         if self.dead:
             self.exit_code = _whole(result, "exit_code")
+        found = result.get("kernel_info")
+        if self.state == "ready" and isinstance(found, dict) and found:
+            self.kernel_info = found
+            self.iopub_welcome = result.get("iopub_welcome") is True
 
     def _allowed(self) -> bool:
         now = time.monotonic()

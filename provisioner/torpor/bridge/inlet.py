@@ -1,44 +1,63 @@
 """From clients to their kernel: verify, re-sign, pass on, and stop reading when that is stuck.
 
 A client that is not read is back-pressured by its own ZMQ socket; nothing piles up here. Control
-has its own endpoint and link channel, so it flows while shell waits.
+has its own endpoint and link channel, so it flows while shell waits. While a kernel is held or
+asleep, a *desk* gets the messages instead of the line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Protocol
 
 from torpor.bridge.counters import Counters
 from torpor.bridge.line import Line
 from torpor.bridge.messages import Malformed, split_message
+from torpor.bridge.outlet import RETRY_S
 from torpor.bridge.reactor import Owner, Reactor
 from torpor.bridge.signing import Part, SeenSignatures, Signer
 from torpor.bridge.sockets import Socket, readable, receive
+from torpor.bridge.underway import Underway
+from torpor.bridge.waiting import Entry, Waiting
 from torpor.link import Channel, MessageTooLarge, QueueFull
 
 MESSAGES_PER_TURN = 64
 MAX_SIGNATURE_BYTES = 128  # hex of the longest hash
 
 
+class Desk(Protocol):
+    """Takes clients' messages while their kernel cannot."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it wants nothing for a moment."""
+
+    def take(self, channel: Channel, parts: list[Part], cut: int) -> None:
+        """Take a verified message, signed for the guest; ``cut`` is where its delimiter is."""
+
+
 class Gate:
-    """What the three inlets of a kernel share: keys, seen signatures, counters, the line."""
+    """What the three inlets of a kernel share: keys, signatures, counters, and where things go."""
 
-    __slots__ = ("client", "counters", "guest", "line", "seen")
+    __slots__ = ("client", "counters", "desk", "guest", "line", "seen", "underway", "waiting")
 
-    def __init__(self, client: Signer, guest: Signer, counters: Counters) -> None:
+    def __init__(
+        self, client: Signer, guest: Signer, counters: Counters, underway: Underway
+    ) -> None:
         self.client = client
         self.guest = guest
         self.counters = counters
+        self.underway = underway
         self.seen = SeenSignatures()
+        self.waiting = Waiting()  # admitted, but the link had no room, or the kernel cannot
         self.line: Line | None = None
+        self.desk: Desk | None = None
 
     def admit(self, parts: list[Part]) -> int:
-        """Check a client's message and sign it for the guest, in place; give its size in bytes.
+        """Check a client's message and sign it for the guest, in place; give where it is cut.
 
         Raises:
             Malformed: it must be dropped, for this reason.
         """
-        nbytes = sum(map(len, parts))
         cut = split_message(parts)
         if cut == 0:
             raise Malformed("no_identity")
@@ -49,7 +68,7 @@ class Gate:
             if not self.seen.first_time(signature):
                 raise Malformed("replayed")
         parts[cut + 1] = self.guest.sign(body)
-        return nbytes
+        return cut
 
 
 class Inlet:
@@ -63,23 +82,26 @@ class Inlet:
         self._socket = socket
         self._channel = channel
         self._gate = gate
-        self._waiting: Sequence[Part] | None = None  # admitted, but the link had no room
+        self._resting = False
         self.paused = False
 
     def ready(self) -> None:
         """Take what waits, up to a bound; call after every sign of life of the socket."""
         if self._socket.closed or not readable(self._socket):
             return
+        if self._gate.desk is not None:
+            self._collect(self._gate.desk)
+            return
         line = self._gate.line
-        if line is None or line.closed:
+        if self.paused or line is None or line.closed:
             self.paused = True
             return
         for _ in range(MESSAGES_PER_TURN):
-            if self._waiting is not None or not line.accepts(self._channel):
+            if not line.accepts(self._channel):
                 self.paused = True
                 break
             self._forward(line, receive(self._socket))
-            if not readable(self._socket):
+            if self.paused or not readable(self._socket):
                 break
         else:
             self._reactor.soon(self._owner, self.ready)
@@ -88,31 +110,81 @@ class Inlet:
     def resume(self) -> None:
         """Go on after the line got room or was replaced; cheap when it was not ``paused``."""
         line = self._gate.line
-        if not self.paused or line is None or line.closed:
+        if not self.paused or self._gate.desk is not None or line is None or line.closed:
             return
-        if self._waiting is not None:
-            parts, self._waiting = self._waiting, None
-            self._send(line, parts)
-        if self._waiting is None:
-            self.paused = False
-            self.ready()
+        waiting = self._gate.waiting
+        for _ in range(MESSAGES_PER_TURN):
+            if not waiting.holds(self._channel):
+                self.paused = False
+                self.ready()
+                break
+            if not line.accepts(self._channel):
+                break
+            entry = waiting.pop(self._channel)
+            if not self._send(line, entry):
+                waiting.put_back(self._channel, entry)
+                break
+        else:
+            self._reactor.soon(self._owner, self.resume)
         line.flush()
 
-    def _forward(self, line: Line, parts: list[Part]) -> None:
-        counters = self._gate.counters
-        try:
-            nbytes = self._gate.admit(parts)
-        except Malformed as exc:
-            counters.dropped[f"client.{exc.reason}"] += 1
-            return
-        counters.to_guest += 1
-        counters.to_guest_bytes += nbytes
-        self._send(line, parts)
+    def collect(self) -> None:
+        """Read again, for the desk, which was just set or got room."""
+        self.paused = False
+        self._reactor.soon(self._owner, self.ready)
 
-    def _send(self, line: Line, parts: Sequence[Part]) -> None:
+    def _collect(self, desk: Desk) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            if desk.crowded:
+                self._rest()
+                return
+            if self._gate.waiting.full(self._channel):
+                self.paused = True
+                return
+            parts = receive(self._socket)
+            try:
+                desk.take(self._channel, parts, self._gate.admit(parts))
+            except Malformed as exc:
+                self._gate.counters.dropped[f"client.{exc.reason}"] += 1
+            if not readable(self._socket):
+                return
+        self._reactor.soon(self._owner, self.ready)
+
+    def _rest(self) -> None:
+        """Come back in a moment: clients do not take the answers as fast as they ask."""
+        if not self._resting:
+            self._resting = True
+            self._reactor.later(RETRY_S, self._owner, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self.ready()
+
+    def _forward(self, line: Line, parts: list[Part]) -> None:
+        try:
+            entry = parts, self._gate.admit(parts)
+        except Malformed as exc:
+            self._gate.counters.dropped[f"client.{exc.reason}"] += 1
+            return
+        if not self._send(line, entry):
+            self._gate.waiting.push(self._channel, *entry)
+            self.paused = True
+
+    def _send(self, line: Line, entry: Entry) -> bool:
+        """Pass a message on, or drop it for good; False if the link has no room now."""
+        gate = self._gate
+        parts, cut = entry
         try:
             line.send(self._channel, parts)
         except MessageTooLarge:
-            self._gate.counters.dropped["client.too_large"] += 1
+            gate.counters.dropped["client.too_large"] += 1
+            return True
         except QueueFull:
-            self._waiting = parts
+            return False
+        gate.counters.to_guest += 1
+        gate.counters.to_guest_bytes += sum(map(len, parts))
+        if self._channel is Channel.STDIN:
+            gate.underway.answered()
+        else:
+            gate.underway.passed(parts[cut + 2])
+        return True

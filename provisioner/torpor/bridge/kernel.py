@@ -1,8 +1,8 @@
 """One kernel's bridge: five endpoints on one side, a line to its guest on the other.
 
 The endpoints stay bound from ``open`` to ``close``, whatever happens to sandbox, guest and link.
-Messages from the guest are shape-checked, signed with the clients' key and handed to libzmq;
-messages from clients are verified and signed with the guest's key (``inlet``).
+Messages from the guest go through ``relay``, messages from clients through ``inlet``; ``asleep`` is
+what happens in between while the kernel hibernates.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from typing import Any, Protocol
 import zmq
 
 from torpor.bridge.activity import Activity
+from torpor.bridge.asleep import Hibernation, State
 from torpor.bridge.counters import Counters
 from torpor.bridge.endpoints import Endpoints, Keys
 from torpor.bridge.guest import Answer, Guest
 from torpor.bridge.inflight import InFlight
 from torpor.bridge.line import Line, LineEvents
-from torpor.bridge.messages import Malformed, iso_time, message_type, split_message
+from torpor.bridge.messages import Malformed, iso_time
 from torpor.bridge.outlet import Shared
 from torpor.bridge.protocol import Fifos, OpenRequest, RequestError
 from torpor.bridge.reactor import Reactor
 from torpor.bridge.record import Record
+from torpor.bridge.relay import Relay
 from torpor.bridge.signing import Signer
 from torpor.bridge.sockets import Socket
+from torpor.bridge.underway import Underway
 from torpor.link import Channel, Message, Opened, QueueFull
 
 RESUME_SUBSCRIBERS_S = 3.0
@@ -63,25 +66,31 @@ class Kernel:
         self.kernel_id = request.kernel_id
         self._reactor = reactor
         self._events = events
-        self._counters = Counters()
-        self._activity = Activity()
-        self._signer = Signer(request.client.key, request.client.signature_scheme)
-        self._line: Line | None = None
+        self.counters = Counters()
+        self.activity = Activity()
+        self.underway = Underway()
+        self.line: Line | None = None
         self._link_state, self._link_error = "closed", ""
         self._stderr_tail = ""
         self._resumed = False
-        keys = Keys(self._signer, Signer(request.guest_key))
+        client = request.client
+        keys = Keys(Signer(client.key, client.signature_scheme), Signer(request.guest_key))
         with contextlib.ExitStack() as undo:
-            self._record = Record(folder, request.kernel_id)
-            undo.callback(self._record.close if request.resume else self._record.remove)
+            self.record = Record(folder, request.kernel_id)
+            undo.callback(self.record.close if request.resume else self.record.remove)
             self.guest = Guest(reactor, self, self._guest_event, self._send_rpc)
-            shared = Shared(reactor, self, self._counters, InFlight(), self._finished, self._marked)
+            shared = Shared(reactor, self, self.counters, InFlight(), self._finished, self._marked)
             self.endpoints = Endpoints(
-                shared, context, request.client, keys, self._record, self._beating
+                shared, context, client, keys, self.record, self.underway, self._beating
             )
             undo.callback(self.endpoints.close)
+            self.relay = Relay(self, keys.client, self._finished)
+            self.hibernation = Hibernation(reactor, self, keys, events.publish)
             undo.callback(self.unlink)
-            self._connect(request.fifos, resume=request.resume)
+            if request.fifos is None:
+                self._begin_asleep(request.memory)
+            else:
+                self._connect(request.fifos, resume=request.resume)
             undo.pop_all()
 
     # -- what the server asks for ------------------------------------------------------------
@@ -96,38 +105,60 @@ class Kernel:
         self._connect(fifos, resume=False)
 
     def unlink(self) -> None:
-        """Give up the link; clients' messages wait in their sockets. Idempotent."""
-        if self._line is not None:
-            self._stderr_tail = self._line.stderr_tail
-            self._line.close()
-            self._line = None
+        """Give up the sandbox; clients' messages wait. Idempotent."""
+        self.disconnect()
         self.endpoints.detach()
-        self._link_state, self._link_error = "closed", ""
+        self.hibernation.reset("the sandbox was given up")
         self.guest.forget()
-        self._activity.starting()
+        self._begin_anew()
+
+    def connect_again(self, fifos: Fifos) -> None:
+        """Part of ``Body``.
+
+        Raises:
+            RequestError: ``fifo``.
+        """
+        self._open_line(fifos, resume=True, moved=True)
+
+    def disconnect(self) -> None:
+        """Part of ``Body``. Idempotent."""
+        if self.line is not None:
+            self._stderr_tail = self.line.stderr_tail
+            self.line.close()
+            self.line = None
+        self._link_state, self._link_error = "closed", ""
+
+    def remember(self) -> dict[str, Any]:
+        """Part of ``Body``: what ``open`` takes as ``memory``."""
+        state = {**self.guest.to_json(), "seen": self.hibernation.remembered()}
+        with contextlib.suppress(OSError):  # a full disk must not stop the kernel
+            self.record.save_state(state)
+        return state
 
     def call(
         self, method: str, params: Mapping[str, Any], timeout_s: float, answer: Answer
     ) -> None:
         """Call the guest; see ``Guest.call``."""
-        if self._line is None or self._line.closed:
+        if self.line is None or self.line.closed:
             reason = self._link_error or "there is no sandbox"
             answer({"error": {"code": "link", "message": f"no link to the guest: {reason}"}})
             return
         if method in ("start", "restart"):
-            self._activity.starting()
+            self._begin_anew()
         self.guest.call(method, params, timeout_s, answer)
 
     def status(self) -> dict[str, Any]:
         """Give the answer to ``status`` (shape: see the contract in ``protocol``)."""
-        line = self._line
+        line = self.line
         return {
+            "state": self.hibernation.state.value,
+            "waiting": len(self.endpoints.waiting),
             "link": self._link_state,
             "link_error": self._link_error or None,
             **self.guest.to_json(),
-            "execution_state": self._activity.state,
-            "last_activity": iso_time(self._activity.last_s),
-            "counters": self._counters.to_json(),
+            "execution_state": self.activity.state,
+            "last_activity": iso_time(self.activity.last_s),
+            "counters": self.counters.to_json(),
             "guest_stderr": line.stderr_tail if line is not None else self._stderr_tail,
             "ports": self.endpoints.ports,
         }
@@ -136,19 +167,21 @@ class Kernel:
         """Give everything back, idempotently; clients get what libzmq can send within a second."""
         self.unlink()
         self.endpoints.close()
-        self._record.remove()
+        self.record.remove()
 
     def leave(self) -> None:
         """Give everything back but the record, for a bridge process that follows this one."""
-        if self._line is not None:
-            self._line.close()
+        if self.line is not None:
+            self.line.close()
         self.endpoints.close()
-        self._record.close()
+        self.record.close()
 
     # -- what the line tells -----------------------------------------------------------------
 
     def _link_opened(self, opened: Opened) -> None:
         self._link_state = "open"
+        if not self.hibernation.opened(opened):
+            return
         event = {"event": "link_open", "kernel_id": self.kernel_id, "resumed": opened.resumed}
         self._events.publish(event)
         if self._resumed:
@@ -156,22 +189,19 @@ class Kernel:
             self.guest.call("status", {}, STATUS_TIMEOUT_S, self._learn_status)
 
     def _link_message(self, message: Message) -> None:
+        if message.channel != Channel.RPC:
+            self.relay.message(message)
+            return
         try:
-            if message.channel == Channel.RPC:
-                self.guest.receive(message.parts)
-                self._finished(message)
-            else:
-                self._to_clients(message)
+            self.guest.receive(message.parts)
         except Malformed as exc:
-            self._counters.dropped[f"guest.{exc.reason}"] += 1
-            outlet = self.endpoints.outlets.get(message.channel)
-            if outlet is None:
-                self._finished(message)
-            else:
-                outlet.skip(message)
+            self.counters.dropped[f"guest.{exc.reason}"] += 1
+        self._finished(message)
 
     def _link_failed(self, reason: str) -> None:
         logger.warning("kernel %s: link failed: %s", self.kernel_id, reason)
+        if self.hibernation.link_failed(reason):
+            return
         self._link_state, self._link_error = "failed", reason
         self.endpoints.detach()
         self.guest.fail_calls("link", reason)
@@ -183,33 +213,37 @@ class Kernel:
     def _guest_event(self, body: dict[str, Any]) -> None:
         kind = body["event"]
         if kind in ("failed", "exited"):
-            self._activity.starting()
+            self._begin_anew()
+        elif kind == "dropped" and body.get("channel") in (Channel.SHELL, Channel.CONTROL):
+            self.underway.clear()  # some of them will have no reply
         elif kind == "ready":
-            self._activity.ready()
+            self.underway.clear()
+            self.activity.ready()
             if self.guest.iopub_welcome:
                 self.endpoints.subscriptions.welcome_all()
-        self._save_state()
+        self.remember()
         self._events.publish({"event": "guest", "kernel_id": self.kernel_id, "body": body})
 
     def _finished(self, message: Message) -> None:
         """A message from the guest was handed to libzmq, or dropped for good."""
-        if self._line is not None and not self._line.closed:
-            handled = self._line.acknowledge(message)
-            self._record.handled(message.channel, handled)
+        if self.line is not None and not self.line.closed:
+            handled = self.line.acknowledge(message)
+            self.record.handled(message.channel, handled)
 
     def _marked(self, message: Message, handed_over: bool) -> None:
         """Write down how far a channel is; its messages are handed over in order."""
-        if self._line is not None and not self._line.closed:
-            self._record.handled(message.channel, message.seq + handed_over)
+        if self.line is not None and not self.line.closed:
+            self.record.handled(message.channel, message.seq + handed_over)
 
     def _beating(self) -> bool:
         """Whether a heartbeat should be echoed: the kernel is not known to be dead."""
-        return not self.guest.dead and self._link_state in ("open", "opening")
+        up = self._link_state in ("open", "opening") or self.hibernation.state is State.ASLEEP
+        return up and not self.guest.dead
 
     def crashed(self, exc: Exception) -> None:
         """A callback of this kernel failed (our bug): its link goes down, others go on."""
-        if self._line is not None:
-            self._line.close()
+        if self.line is not None:
+            self.line.close()
         self._link_failed(f"internal error in the bridge: {exc!r:.200}")
 
     def __repr__(self) -> str:
@@ -217,54 +251,53 @@ class Kernel:
 
     # -- the middle --------------------------------------------------------------------------
 
-    def _to_clients(self, message: Message) -> None:
-        parts = message.parts
-        cut = split_message(parts)
-        body = parts[cut + 2 : cut + 6]
-        kind = message_type(body)
-        channel = message.channel
-        if channel == Channel.IOPUB:
-            self._activity.observe(kind, body)
-            self._record.busy = self._activity.state == "busy"
-        elif cut == 0:
-            raise Malformed("no_identity")
-        self._counters.from_guest += 1
-        self._counters.from_guest_bytes += sum(map(len, parts))
-        signed = [*parts[: cut + 1], self._signer.sign(body), *parts[cut + 2 :]]
-        self.endpoints.touched.add(channel)
-        self.endpoints.outlets[channel].offer(signed, message)
+    def _begin_anew(self) -> None:
+        """The kernel process is no more, or will be another one."""
+        self.activity.starting()
+        self.underway.clear()
 
     def _connect(self, fifos: Fifos, *, resume: bool) -> None:
+        self._open_line(fifos, resume=resume)
+        if self._resumed:
+            self._recall(self.record.load_state(), busy=self.record.busy)
+        assert self.line is not None
+        self.endpoints.attach(self.line)
+
+    def _open_line(self, fifos: Fifos, *, resume: bool, moved: bool = False) -> None:
         try:
-            self._resumed = self._record.begin(fifos.from_guest.stat(), resume=resume)
-            remembered = self._record.remembered() if self._resumed else None
+            fifo = fifos.from_guest.stat()
+            self._resumed = self.record.begin(fifo, resume=resume, moved=moved)
+            remembered = self.record.remembered() if self._resumed else None
             events = LineEvents(
                 self._link_opened, self._link_message, self._link_failed, self.endpoints.turn_over
             )
-            self._line = Line(self._reactor, self, events, fifos, remembered)
+            self.line = Line(self._reactor, self, events, fifos, remembered)
         except OSError as exc:
             raise RequestError("fifo", f"cannot open the link: {exc}") from exc
         self._link_state, self._link_error = "opening", ""
-        if self._resumed:
-            self.guest.load(self._record.load_state())
-            self._activity.resumed(busy=self._record.busy, known=self.guest.state == "ready")
-            if self.guest.iopub_welcome:
-                self.endpoints.subscriptions.welcome_all()
-            expected = self._record.subscribers
-            self.endpoints.expect_clients(expected, RESUME_SUBSCRIBERS_S, RESUME_CLIENTS_S)
-        self.endpoints.attach(self._line)
+
+    def _begin_asleep(self, memory: Mapping[str, Any]) -> None:
+        state = self.record.load_state() or memory
+        self._recall(state, busy=False)
+        self.hibernation.begin_asleep(state.get("seen"))
+
+    def _recall(self, state: Mapping[str, Any], *, busy: bool) -> None:
+        """Take over from an earlier bridge process, whose clients will be back in a moment."""
+        self.guest.load(state)
+        self.activity.resumed(busy=busy, known=self.guest.state == "ready")
+        if self.guest.iopub_welcome:
+            self.endpoints.subscriptions.welcome_all()
+        self.endpoints.expect_clients(
+            self.record.subscribers, RESUME_SUBSCRIBERS_S, RESUME_CLIENTS_S
+        )
 
     def _send_rpc(self, request: bytes) -> None:
-        if self._line is not None and not self._line.closed:
+        if self.line is not None and not self.line.closed:
             with contextlib.suppress(QueueFull):  # then the call times out
-                self._line.send(Channel.RPC, [request])
-            self._line.flush()
+                self.line.send(Channel.RPC, [request])
+            self.line.flush()
 
     def _learn_status(self, answer: dict[str, Any]) -> None:
         if "result" in answer:
             self.guest.learn_status(answer["result"])
-            self._save_state()
-
-    def _save_state(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk must not stop the kernel
-            self._record.save_state(self.guest.to_json())
+            self.remember()

@@ -18,7 +18,7 @@ from torpor.bridge.protocol import Fifos
 from torpor.bridge.reactor import READ, WRITE, Owner, Reactor
 from torpor.bridge.signing import Part
 from torpor.errors import LinkProtocolError
-from torpor.link import Channel, Link, Message, Opened, Role
+from torpor.link import Channel, Link, LinkState, Message, Opened, Role
 from torpor.link.fifo import FifoStream
 
 READ_BYTES = 262_144
@@ -92,6 +92,25 @@ class Line:
     def accepts(self, channel: Channel) -> bool:
         """Say whether another message should be taken from a client for ``channel``."""
         return self._link.pending_bytes(channel) < SOFT_QUEUE_BYTES
+
+    @property
+    def open(self) -> bool:
+        """Whether the guest has answered and the link works."""
+        return not self.closed and self._link.state is LinkState.OPEN
+
+    @property
+    def quiet(self) -> bool:
+        """Whether both sides have acknowledged everything, as far as is known here, in writing."""
+        waits = self._blocked or self._backlog or self._flush_is_due
+        if waits or self._link.owes_acknowledgement:
+            return False
+        return not any(self._link.pending_bytes(channel) for channel in Channel)
+
+    def settle(self) -> None:
+        """Write every acknowledgement that is owed, now."""
+        if not self.closed:
+            self._link.flush()
+            self.flush()
 
     def send(self, channel: Channel, parts: Sequence[Part]) -> None:
         """Queue a message; ``flush`` writes it.

@@ -34,6 +34,7 @@ from torpor.link import Message
 PATIENCE_S = 1.0
 LARGE_PATIENCE_S = 5.0
 RETRY_S = 0.005
+CROWDED_MESSAGES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Outlet:
         self._finished = shared.finished
         self._marked = shared.marked
         self._socket = socket
-        self._held: deque[tuple[Sequence[Part], Message]] = deque()
+        self._held: deque[tuple[Sequence[Part], Message | None]] = deque()
         self._held_since = 0.0
         self._ticking = False
         self._choked = False
@@ -71,15 +72,22 @@ class Outlet:
         """Whether something waits to be sent."""
         return bool(self._held)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether nothing more of our own should be said now."""
+        return len(self._held) >= CROWDED_MESSAGES
+
     def offer(self, parts: Sequence[Part], message: Message) -> None:
         """Send ``parts`` now or as soon as it can be; ``finished(message)`` is called then."""
         if not self._held and self._hand_over(parts, message, waited_s=0.0):
             self._finished(message)
             return
-        if not self._held:
-            self._held_since = time.monotonic()
-        self._held.append((parts, message))
-        self._tick_later()
+        self._hold(parts, message)
+
+    def say(self, parts: Sequence[Part]) -> None:
+        """Send a message of the bridge's own, in its turn; ask ``crowded`` before."""
+        if self._held or not self._push(parts, waited_s=0.0):
+            self._hold(parts, None)
 
     def skip(self, message: Message) -> None:
         """Finish a message that is not sent at all, in its turn: acknowledgements keep the order."""
@@ -97,14 +105,29 @@ class Outlet:
                 return
             self._held.popleft()
             self._held_since = now
-            self._finished(message)
+            if message is not None:
+                self._finished(message)
 
     def abandon(self) -> None:
         """Forget what is held (the link it came from is gone)."""
         self._held.clear()
 
-    def _hand_over(self, parts: Sequence[Part], message: Message, waited_s: float) -> bool:
+    def keep(self) -> list[Message]:
+        """Go on sending what is held without its link; give those messages, in order."""
+        kept = [message for _, message in self._held if message is not None]
+        self._held = deque((parts, None) for parts, _ in self._held)
+        return kept
+
+    def _hold(self, parts: Sequence[Part], message: Message | None) -> None:
+        if not self._held:
+            self._held_since = time.monotonic()
+        self._held.append((parts, message))
+        self._tick_later()
+
+    def _hand_over(self, parts: Sequence[Part], message: Message | None, waited_s: float) -> bool:
         """Push, marked before: a bridge that is killed in between must not send it again."""
+        if message is None:  # the bridge's own
+            return self._push(parts, waited_s)
         self._marked(message, True)
         if self._push(parts, waited_s):
             return True

@@ -7,8 +7,41 @@ JSON lines both ways. A request, its two possible answers, and what comes unaske
     {"id": 7, "ok": false, "error": {"code": "bind", "message": "…"}}
     {"event": "guest", "kernel_id": "…", "body": {…}}
 
-Codes: ``bad_request unknown_op unknown_kernel exists bind fifo link timeout busy internal``, and
-those of the guest, passed on as they are.
+Codes: ``bad_request unknown_op unknown_kernel exists bind fifo link timeout busy state internal``,
+and those of the guest, passed on as they are. An operation that fails has changed nothing. All but
+``hello``, ``list`` and ``shutdown`` name a ``kernel_id``:
+
+``hello {} -> {version, pid, kernels}``, ``list {} -> {kernels}``, ``shutdown {force}``
+``open {client, guest_key, fifo_in, fifo_out, fifo_err?, resume?} -> {ports}``
+``open {client, guest_key, resume: true, asleep: true, memory?} -> {ports}``
+    ``resume``: as a bridge process before this one had it. Asleep there are no FIFOs; what is
+    known comes from the record or, if that is lost, from ``memory``.
+``close {}``, ``unlink {}``, ``relink {fifo_in, fifo_out, fifo_err?}``
+    The kernel is awake after ``unlink`` and ``relink``; what waited goes to the new sandbox.
+``rpc {method, params, timeout_s?}`` -> the guest's result
+``status {} -> {state: "awake|held|asleep", waiting: n, link, guest, execution_state, …}``
+
+Hibernation (``asleep``)::
+
+    hold {timeout_s?}  -> {memory}     nothing is in flight, and nothing is passed to the guest.
+        busy: readable, and temporary: the kernel is busy or asks for input, a debugger has stopped
+        it, a request has no reply, it or a client keeps talking. link: it has no open link.
+    release {}         -> {}           undo hold; what waited is passed
+    sleep {}           -> {waiting}    after hold: the link is given up
+    wake {fifo_in, fifo_out, fifo_err?, timeout_s?, held?} -> {waiting}
+        The link to the restored guest is open, and what waited is being passed; with held: true only
+        after release. fifo, link: still asleep, everything still waits.
+    wake_failed {reason} -> {failed, dropped}
+        Every waiting request got an error reply; the kernel is still asleep.
+
+    {"event": "intent", "kernel_id", "msg_type"}           once until awake, or wake_failed
+    {"event": "shutdown_wanted", "kernel_id", "restart"}   was answered; the daemon is to do it
+
+Held and asleep, ``kernel_info``, ``comm_info``, ``interrupt`` and ``shutdown`` requests, heartbeats
+and subscriptions are answered by the bridge. Everything else is intent: up to 64 MiB or 10,000
+messages wait in memory, the rest in the clients' sockets. Those in memory die with the bridge process,
+like what libzmq holds; a kernel that was held is awake in the next one. Events are not repeated to a
+daemon that comes later: ``status`` tells that something waits.
 """
 
 from __future__ import annotations
@@ -25,6 +58,7 @@ VERSION = __version__
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 MAX_LINE_BYTES = 4 << 20
 EXIT_ALREADY_RUNNING = 3
+MAX_REASON_CHARS = 4_096
 _KERNEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CURVE_KEY_CHARS = 40  # a Z85 key
 _MAX_IPC_PATH = 100  # a socket address holds 107 bytes; "-NNNNN" comes on top
@@ -72,9 +106,10 @@ class OpenRequest:
 
     kernel_id: str
     client: ClientSide
-    fifos: Fifos
+    fifos: Fifos | None  # None: the kernel is asleep
     resume: bool
     guest_key: bytes = field(repr=False)
+    memory: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_open(request: Mapping[str, Any]) -> OpenRequest:
@@ -86,12 +121,19 @@ def parse_open(request: Mapping[str, Any]) -> OpenRequest:
     client = request.get("client")
     if not isinstance(client, Mapping):
         raise _bad("client must be an object")
+    asleep, resume = (bool(request.get(name, False)) for name in ("asleep", "resume"))
+    if asleep and not resume:
+        raise _bad("a kernel that is asleep can only be resumed")
+    memory = request.get("memory") or {}
+    if not isinstance(memory, Mapping):
+        raise _bad("memory must be an object")
     return OpenRequest(
         kernel_id=parse_kernel_id(request),
         client=_parse_client(client),
-        fifos=parse_fifos(request),
-        resume=bool(request.get("resume", False)),
+        fifos=None if asleep else parse_fifos(request),
+        resume=resume,
         guest_key=_text(request, "guest_key").encode(),
+        memory=memory,
     )
 
 
@@ -119,6 +161,14 @@ def parse_number(request: Mapping[str, Any], name: str, default: float, most: fl
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
         raise _bad(f"{name} must be a number above 0 and at most {most}")
     return float(value)
+
+
+def parse_reason(request: Mapping[str, Any]) -> str:
+    """Read ``reason``, a short text for people."""
+    reason = _text(request, "reason")
+    if len(reason) > MAX_REASON_CHARS:
+        raise _bad(f"reason must have at most {MAX_REASON_CHARS} characters")
+    return reason
 
 
 def _parse_client(client: Mapping[str, Any]) -> ClientSide:

@@ -45,10 +45,15 @@ class Record:
             os.close(fd)
         self._words = memoryview(self._map).cast("Q")
 
-    def begin(self, fifo: os.stat_result, *, resume: bool) -> bool:
-        """Bind the marks to a link; they start at zero unless ``resume`` finds its own."""
+    def begin(self, fifo: os.stat_result, *, resume: bool, moved: bool = False) -> bool:
+        """Bind the marks to a link; they start at zero unless ``resume`` finds its own.
+
+        With ``moved`` whatever was there is its own: the same guest came back with other FIFOs.
+        """
         identity = (fifo.st_dev << 40 ^ fifo.st_ino) & 0xFFFF_FFFF_FFFF_FFFF
-        if resume and self._words[0] == _MAGIC and self._words[_FIFO] == identity:
+        known = self._words[0] == _MAGIC and (moved or self._words[_FIFO] == identity)
+        if resume and known:
+            self._words[_FIFO] = identity
             return True
         for index in range(_WORDS):
             self._words[index] = 0

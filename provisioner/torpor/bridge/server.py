@@ -10,6 +10,7 @@ from typing import Any
 
 import zmq
 
+from torpor.bridge.asleep import Ended
 from torpor.bridge.control import Answer, ControlSocket
 from torpor.bridge.kernel import Kernel
 from torpor.bridge.protocol import (
@@ -19,6 +20,7 @@ from torpor.bridge.protocol import (
     parse_kernel_id,
     parse_number,
     parse_open,
+    parse_reason,
 )
 from torpor.bridge.reactor import Reactor, Timer
 from torpor.bridge.record import remove_record
@@ -27,6 +29,9 @@ from torpor.errors import ConfigError
 
 IDLE_EXIT_S = 30.0
 MAX_RPC_TIMEOUT_S = 3_600.0
+HOLD_S = 5.0
+WAKE_S = 10.0
+MAX_WAIT_S = 60.0
 CONTEXT_LINGER_S = 1.5
 
 logger = logging.getLogger(__name__)
@@ -63,8 +68,16 @@ class Server:
             "relink": self._relink,
             "unlink": self._unlink,
             "close": self._close,
+            "release": lambda request: self._kernel(request).hibernation.release(),
+            "sleep": lambda request: self._kernel(request).hibernation.sleep(),
+            "wake_failed": self._wake_failed,
             "list": lambda _: {"kernels": sorted(self.kernels)},
             "shutdown": self._shutdown,
+        }
+        self._answered_later: dict[str, Callable[[Mapping[str, Any], Answer], None]] = {
+            "rpc": self._rpc,
+            "hold": self._hold,
+            "wake": self._wake,
         }
         self._consider_idle()
 
@@ -89,15 +102,16 @@ class Server:
 
     def _serve(self, request: Mapping[str, Any], answer: Answer) -> None:
         try:
-            if request.get("op") == "rpc":
-                self._rpc(request, answer)
+            later = self._answered_later.get(str(request.get("op")))
+            if later is not None:
+                later(request, answer)
                 return
             operation = self._ops.get(str(request.get("op")))
             if operation is None:
                 raise RequestError("unknown_op", f"no operation {request.get('op')!r:.80}")
             answer({"ok": True, "result": operation(request)})
         except RequestError as exc:
-            answer({"ok": False, "error": {"code": exc.code, "message": exc.message}})
+            answer(_refusal(exc))
         except ConfigError as exc:
             answer({"ok": False, "error": {"code": "bad_request", "message": str(exc)}})
         except Exception as exc:
@@ -155,6 +169,19 @@ class Server:
 
         kernel.call(method, params, timeout_s, answered)
 
+    def _hold(self, request: Mapping[str, Any], answer: Answer) -> None:
+        timeout_s = parse_number(request, "timeout_s", HOLD_S, MAX_WAIT_S)
+        self._kernel(request).hibernation.hold(timeout_s, _ended(answer))
+
+    def _wake(self, request: Mapping[str, Any], answer: Answer) -> None:
+        timeout_s = parse_number(request, "timeout_s", WAKE_S, MAX_WAIT_S)
+        held = request.get("held") is True
+        hibernation = self._kernel(request).hibernation
+        hibernation.wake(parse_fifos(request), timeout_s, held=held, ended=_ended(answer))
+
+    def _wake_failed(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return self._kernel(request).hibernation.wake_failed(parse_reason(request))
+
     def _kernel(self, request: Mapping[str, Any]) -> Kernel:
         kernel_id = parse_kernel_id(request)
         kernel = self.kernels.get(kernel_id)
@@ -173,3 +200,16 @@ class Server:
 
     def crashed(self, exc: Exception) -> None:
         """Part of ``Owner``: only ``stop`` runs for us, which cannot fail."""
+
+
+def _refusal(exc: RequestError) -> dict[str, Any]:
+    return {"ok": False, "error": {"code": exc.code, "message": exc.message}}
+
+
+def _ended(answer: Answer) -> Ended:
+    """Give what answers a request once it has ended."""
+
+    def ended(error: RequestError | None, result: dict[str, Any]) -> None:
+        answer({"ok": True, "result": result} if error is None else _refusal(error))
+
+    return ended

@@ -1,0 +1,112 @@
+"""Who clients meet while their kernel is held or asleep: answers, or keeps what they want and tells."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torpor.bridge.counters import Counters
+from torpor.bridge.endpoints import Endpoints
+from torpor.bridge.presence import ONLY_LOOKING, Presence, kind_of, wants_restart
+from torpor.bridge.replies import Said, Speaker, refused, stranger
+from torpor.bridge.signing import Part, Signer
+from torpor.bridge.waiting import Entry
+from torpor.link import Channel
+
+Publish = Callable[[dict[str, Any]], None]
+
+
+class FrontDesk:
+    """Of one kernel. ``disturbed``, when set, is told of intent instead of the daemon."""
+
+    def __init__(
+        self,
+        kernel_id: str,
+        publish: Publish,
+        endpoints: Endpoints,
+        signer: Signer,
+        counters: Counters,
+    ) -> None:
+        self._kernel_id = kernel_id
+        self._publish = publish
+        self._endpoints = endpoints
+        self._speaker = Speaker(signer)
+        self._stranger = stranger(kernel_id)
+        self._counters = counters
+        self._told = False
+        self.presence = Presence()
+        self.disturbed: Callable[[str], None] | None = None
+
+    def forget_telling(self) -> None:
+        """The next intent is told, also if one was before."""
+        self._told = False
+
+    @property
+    def crowded(self) -> bool:
+        """Part of ``Desk``."""
+        return self._endpoints.crowded
+
+    def take(self, channel: Channel, parts: list[Part], cut: int) -> None:
+        """Answer a message, or let it wait and tell of it.
+
+        Raises:
+            Malformed: not even the kernel could read its header.
+        """
+        kind = kind_of(parts[cut + 2])
+        if self.disturbed is not None:
+            self._endpoints.waiting.push(channel, parts, cut)
+            if kind not in ONLY_LOOKING:
+                self.disturbed(kind)
+            return
+        said = None
+        if channel is not Channel.STDIN:
+            said = self.presence.answer(kind, parts[cut + 5])
+        if said is None:
+            self._endpoints.waiting.push(channel, parts, cut)
+            self._tell(kind)
+            return
+        self._counters.answered += 1
+        self._say(channel, (parts, cut), said)
+        if kind == "shutdown_request":
+            restart = wants_restart(parts[cut + 5])
+            event = {"event": "shutdown_wanted", "kernel_id": self._kernel_id, "restart": restart}
+            self._publish(event)
+
+    def look_again(self) -> None:
+        """Take everything that waits once more: what can be answered, is."""
+        for channel, (parts, cut) in self._endpoints.waiting.take_all():
+            self.take(channel, parts, cut)
+
+    def refuse_waiting(self, reason: str) -> tuple[int, int]:
+        """Tell everybody who waits that it was in vain.
+
+        Gives the number of requests, which got an error reply, and of other messages, dropped.
+        """
+        replied = dropped = 0
+        for channel, entry in self._endpoints.waiting.take_all():
+            kind = kind_of(entry[0][entry[1] + 2])
+            if channel is not Channel.STDIN:
+                self._say(channel, entry, refused(kind, reason))
+            if channel is not Channel.STDIN and kind.endswith("_request"):
+                replied += 1
+            else:
+                dropped += 1
+        if dropped:
+            self._counters.dropped["client.wake_failed"] += dropped
+        return replied, dropped
+
+    def _tell(self, kind: str) -> None:
+        if not self._told:
+            self._told = True
+            event = {"event": "intent", "kernel_id": self._kernel_id, "msg_type": kind}
+            self._publish(event)
+
+    def _say(self, channel: Channel, entry: Entry, said: Sequence[Said]) -> None:
+        parts, cut = entry
+        seen = self.presence.seen
+        voice = seen.voice if seen is not None else self._stranger
+        now = time.time()
+        for one in said:
+            frames = self._speaker.message(voice, one, parts[:cut], parts[cut + 2], now)
+            self._endpoints.say(Channel.IOPUB if one.subtopic else channel, frames)

@@ -1,0 +1,542 @@
+"""A kernel that is asleep: what its clients see, and what happens to what they want."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import zmq
+from jupyter_client.blocking.client import BlockingKernelClient
+from torpor.bridge.client import BridgeRefused
+
+from tests.integration.bridge.bench import cpu_s
+from tests.integration.bridge.harness import World, connection_file
+from tests.integration.bridge.sleeper import KERNEL_INFO, SESSION, TOPIC, Bed, bed_in, receive
+from tests.integration.bridge.standin import Standin
+from tests.integration.bridge.test_hold import ask, overheard
+from tests.integration.bridge.test_recovery import kill_bridge
+
+RECORDED = Path(__file__).with_name("presence-ipykernel-7.4.0.json")
+
+
+@pytest_asyncio.fixture
+async def bed(world: World, tmp_path: Path) -> AsyncIterator[Bed]:
+    async with bed_in(world, tmp_path) as found:
+        await found.fall_asleep()
+        yield found
+
+
+async def refused(bed: Bed, op: str, **params: Any) -> str:
+    """Give the code with which an operation is refused."""
+    with pytest.raises(BridgeRefused) as caught:
+        await bed.call(op, **params)
+    return caught.value.reason
+
+
+async def test_looking_wakes_nobody(bed: Bed) -> None:
+    listener = bed.raw.listener()
+    assert await overheard(bed, listener, 1) == ["welcome"]
+    for channel in ("shell", "control"):
+        socket = bed.raw.dealer(channel)
+        reply = await ask(bed, socket, "kernel_info_request")
+        assert (reply["msg_type"], reply["content"]) == ("kernel_info_reply", KERNEL_INFO)
+        reply = await ask(bed, socket, "comm_info_request")
+        comms = {"c1": {"target_name": "t"}, "c2": {"target_name": "u"}}
+        assert reply["content"] == {"status": "ok", "comms": comms}
+        reply = await ask(bed, socket, "comm_info_request", target_name="t")
+        assert reply["content"]["comms"] == {"c1": {"target_name": "t"}}
+        reply = await ask(bed, socket, "comm_info_request", target_name="none")
+        assert reply["content"]["comms"] == {}
+    heart = bed.raw.context.socket(zmq.REQ)
+    heart.rcvtimeo = 5_000
+    heart.connect(f"tcp://127.0.0.1:{bed.raw.ports['hb']}")
+    heart.send(b"ping")
+    assert await asyncio.to_thread(heart.recv) == b"ping"
+    kinds = ["kernel_info_request", *["comm_info_request"] * 3] * 2
+    expected = [f"{state} {kind}" for kind in kinds for state in ("busy", "idle")]
+    assert await overheard(bed, listener, 16) == expected
+    status = await bed.status()
+    names = ("state", "waiting", "link", "guest", "execution_state")
+    assert [status[name] for name in names] == ["asleep", 0, "closed", "ready", "idle"]
+    assert bed.told("intent") == []
+
+
+async def test_two_clients_get_their_own_answers(bed: Bed) -> None:
+    sockets = [bed.raw.dealer(identity=name) for name in (b"one", b"two")]
+    requests = [bed.raw.request("kernel_info_request") for _ in sockets]
+    for socket, request in zip(sockets, requests, strict=True):
+        socket.send_multipart(request)
+    for socket, request in zip(sockets, requests, strict=True):
+        reply = bed.raw.read(await receive(socket))
+        assert reply["parent_header"]["msg_id"] == json.loads(request[2])["msg_id"]
+        socket.rcvtimeo = 100
+        with pytest.raises(zmq.Again):
+            await receive(socket)
+
+
+@pytest.mark.parametrize("kind", ["kernel_info", "comm_info", "interrupt", "shutdown"])
+async def test_answers_look_like_a_kernels(bed: Bed, kind: str) -> None:
+    """Every frame as ipykernel forms it, except for what is unique in each message."""
+    recorded = json.loads(RECORDED.read_text())[kind]
+    listener, control = bed.raw.listener(), bed.raw.dealer("control")
+    await receive(listener)
+    content = {"restart": False} if kind == "shutdown" else {}
+    request = bed.raw.request(f"{kind}_request", **content)
+    control.send_multipart(request)
+    found = {"control": [await receive(control)]}
+    found["iopub"] = [await receive(listener) for _ in recorded["iopub"]]
+    for channel, messages in found.items():
+        for parts, expected in zip(messages, recorded[channel], strict=True):
+            cut = parts.index(b"<IDS|MSG>")
+            topics = [part.decode().removeprefix(TOPIC) for part in parts[:cut]]
+            assert topics == expected["topics"]
+            bed.raw.session.deserialize(parts[cut + 1 :])  # the signature
+            header, parent, metadata = (json.loads(part) for part in parts[cut + 2 : cut + 5])
+            assert list(header) == expected["header"]
+            assert header["msg_type"] == expected["msg_type"]
+            assert parent == json.loads(request[2])
+            assert metadata == expected["metadata"]
+            assert len(parts) == cut + 6
+            if expected["content"] is not None:
+                assert json.loads(parts[cut + 5]) == expected["content"]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_shutdown_is_left_to_the_daemon(bed: Bed, restart: bool) -> None:
+    control = bed.raw.dealer("control")
+    reply = await ask(bed, control, "shutdown_request", restart=restart)
+    assert reply["content"] == {"status": "ok", "restart": restart}
+    event = {"event": "shutdown_wanted", "kernel_id": "k1", "restart": restart}
+    await bed.until(lambda: bed.told("shutdown_wanted") == [event])
+    assert bed.told("intent") == []
+    if restart:
+        dealer = bed.raw.dealer()
+        dealer.send_multipart(bed.raw.request(code="1"))
+        await bed.waits(1)
+        fresh = Standin(bed.folder / "fresh")
+        bed.world.sandboxes.append(fresh)  # type: ignore[arg-type]
+        await bed.call("relink", **fresh.fifos)
+        await receive(dealer)
+        status = await bed.status()
+        assert (status["state"], status["waiting"], status["link"]) == ("awake", 0, "open")
+    else:
+        await bed.call("close")
+        assert list((bed.world.paths.runtime / "bridge").iterdir()) == []
+
+
+def nudge(client: BlockingKernelClient) -> tuple[str, str]:
+    """Do what jupyter_server does before a websocket opens; give the types it was content with."""
+    shell, control = client.shell_channel, client.control_channel
+    for _ in range(20):
+        client.session.send(shell.socket, "kernel_info_request")
+        client.session.send(control.socket, "kernel_info_request")
+        until = time.monotonic() + 0.5
+        reply = published = None
+        while time.monotonic() < until and not (reply and published):
+            if reply is None and (shell.socket.poll(10) or control.socket.poll(10)):
+                channel = shell if shell.socket.poll(0) else control
+                reply = channel.get_msg(timeout=1)["msg_type"]
+            if published is None and client.iopub_channel.socket.poll(10):
+                published = client.iopub_channel.get_msg(timeout=1)["msg_type"]
+        if reply and published:
+            return reply, published
+    raise AssertionError("nudged in vain")
+
+
+async def test_a_nudge_is_content_and_wakes_nobody(bed: Bed) -> None:
+    bed.world.connections["k1"] = connection_file(
+        {"curve_publickey": None, **bed.request["client"], "ports": bed.raw.ports}
+    )
+    client = await bed.world.run(bed.world.client)
+    reply, published = await bed.world.run(nudge, client)
+    assert reply == "kernel_info_reply"
+    assert published in ("status", "iopub_welcome")
+    await bed.world.run(client.wait_for_ready, timeout=10)
+    assert bed.told("intent") == []
+    assert (await bed.status())["state"] == "asleep"
+
+
+async def test_five_thousand_polls_are_cheap(bed: Bed) -> None:
+    pid, dealer, listener = await bed.world.bridge_pid(), bed.raw.dealer(), bed.raw.listener()
+    await receive(listener)
+    before, start = cpu_s(pid), time.monotonic()
+
+    def poll() -> int:
+        answers = states = 0
+        for number in range(5_000):
+            dealer.send_multipart(bed.raw.request("kernel_info_request"))
+            if number >= 50:  # as many are under way at any time
+                dealer.recv_multipart()
+                answers += 1
+            while listener.poll(0):
+                listener.recv_multipart()
+                states += 1
+        while answers < 5_000:
+            dealer.recv_multipart()
+            answers += 1
+        while states < 10_000:
+            listener.recv_multipart()
+            states += 1
+        return states
+
+    assert await asyncio.to_thread(poll) == 10_000
+    print(f"{cpu_s(pid) - before:.2f} s of CPU, {time.monotonic() - start:.2f} s")
+    assert cpu_s(pid) - before < 4
+    assert bed.told("intent") == []
+    status = await bed.status()
+    assert (status["state"], status["counters"]["answered"]) == ("asleep", 5_000)
+    assert [name for name in status["counters"] if name.startswith("dropped")] == []
+
+
+async def test_who_asks_and_never_listens_holds_up_only_himself(bed: Bed) -> None:
+    deaf, good = bed.raw.dealer(), bed.raw.dealer()
+    deaf.rcvhwm = 1
+    pid = await bed.world.bridge_pid()
+
+    def flood() -> None:
+        for _ in range(30_000):
+            deaf.send_multipart(bed.raw.request("kernel_info_request"), zmq.NOBLOCK)
+
+    with pytest.raises(zmq.Again):
+        await asyncio.to_thread(flood)
+    rss = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+    assert rss < 400 << 20
+    bed.raw.session.digest_history_size = 0
+    assert (await ask(bed, good, "kernel_info_request"))["content"] == KERNEL_INFO
+
+
+KINDS = (
+    "execute_request",
+    "complete_request",
+    "inspect_request",
+    "is_complete_request",
+    "history_request",
+    "debug_request",
+    "create_subshell_request",
+    "comm_open",
+    "comm_msg",
+    "comm_close",
+    "connect_request",
+    "odd",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_intent_is_told_once_and_waits(bed: Bed, kind: str) -> None:
+    shell, control = bed.raw.dealer(), bed.raw.dealer("control")
+    shell.send_multipart(bed.raw.request(kind, code="1"))
+    await bed.waits(1)
+    control.send_multipart(bed.raw.request(kind, code="2"))
+    await bed.waits(2)
+    assert bed.told("intent") == [{"event": "intent", "kernel_id": "k1", "msg_type": kind}]
+    assert (await ask(bed, control, "kernel_info_request"))["content"] == KERNEL_INFO
+    assert await bed.wake() == {"waiting": 2}
+    await bed.until(lambda: bed.guest.heard == ["comm_info_request", kind, kind])
+    assert (await bed.status())["state"] == "awake"
+
+
+async def test_an_answer_to_a_question_is_intent(bed: Bed) -> None:
+    stdin = bed.raw.dealer("stdin")
+    stdin.send_multipart(bed.raw.request("input_reply", value="1"))
+    await bed.waits(1)
+    assert bed.told("intent")[0]["msg_type"] == "input_reply"
+    await bed.wake()
+    await bed.until(lambda: bed.guest.heard == ["comm_info_request", "input_reply"])
+
+
+async def test_strangers_wake_nobody(bed: Bed) -> None:
+    dealer = bed.raw.dealer()
+    forged = bed.raw.request(code="1")
+    dealer.send_multipart([forged[0], b"0" * 64, *forged[2:]])
+    odd = bed.raw.session.msg("x")
+    odd["header"]["msg_type"] = 7
+    dealer.send_multipart(bed.raw.session.serialize(odd))
+    dealer.send_multipart([b"nonsense"])
+    await ask(bed, dealer, "kernel_info_request")
+    status = await bed.status()
+    assert status["waiting"] == 0
+    assert bed.told("intent") == []
+    assert status["counters"]["dropped.client.bad_signature"] == 1
+    assert status["counters"]["dropped.client.no_msg_type"] == 1
+    assert status["counters"]["dropped.client.no_delimiter"] == 1
+
+
+async def test_twenty_megabytes_wait_and_arrive(bed: Bed) -> None:
+    dealer, code = bed.raw.dealer(), os.urandom(10 << 20).hex()
+    dealer.send_multipart(bed.raw.request(code=code))
+    await bed.waits(1)
+    dealer.send_multipart(bed.raw.request(code="after"))
+    await bed.waits(2)
+    await bed.wake()
+    for _ in range(2):
+        assert bed.raw.read(await receive(dealer))["content"]["status"] == "ok"
+    ran = bed.guest.ran
+    assert [hashlib.sha256(text.encode()).hexdigest() for text in ran] == [
+        hashlib.sha256(text.encode()).hexdigest() for text in (code, "after")
+    ]
+
+
+@pytest.mark.parametrize(("count", "size"), [(30_000, 10), (120, 1 << 20)])
+async def test_what_does_not_fit_stays_with_the_clients(bed: Bed, count: int, size: int) -> None:
+    dealer, control = bed.raw.dealer(), bed.raw.dealer("control")
+    dealer.sndhwm = 0
+
+    def send() -> None:
+        for number in range(count):
+            dealer.send_multipart(bed.raw.request(code=f"{number}.".ljust(size, "x")))
+
+    sending = asyncio.create_task(asyncio.to_thread(send))
+    most = 10_000 if size < 1_000 else 64
+    await bed.waits(most)
+    await asyncio.sleep(0.3)
+    status = await bed.status()
+    assert status["waiting"] == most
+    assert (await ask(bed, control, "kernel_info_request"))["content"] == KERNEL_INFO
+    await bed.wake()
+    await sending
+    await bed.until(lambda: len(bed.guest.ran) == count, 60)
+    assert [int(code.split(".")[0]) for code in bed.guest.ran] == list(range(count))
+    status = await bed.status()
+    assert (status["waiting"], status["state"]) == (0, "awake")
+    assert [name for name in status["counters"] if name.startswith("dropped.client")] == []
+
+
+async def test_a_wake_that_fails_changes_nothing(bed: Bed) -> None:
+    dealer = bed.raw.dealer()
+    dealer.send_multipart(bed.raw.request(code="1"))
+    await bed.waits(1)
+    missing = dict.fromkeys(bed.guest.fifos, "/nowhere/at/all")
+    assert await refused(bed, "wake", **missing) == "fifo"
+    silent = bed.restore()
+    silent.pause()
+    start = time.monotonic()
+    waking = asyncio.create_task(refused(bed, "wake", timeout_s=0.4, **silent.fifos))
+    await asyncio.sleep(0.1)
+    assert (await bed.status())["state"] == "asleep"
+    assert await refused(bed, "wake", **silent.fifos) == "state"
+    assert await refused(bed, "wake_failed", reason="x") == "state"
+    assert (await ask(bed, bed.raw.dealer("control"), "kernel_info_request"))["content"]
+    assert await waking == "link"
+    assert time.monotonic() - start < 2
+    fresh = Standin(bed.folder / "fresh")
+    bed.world.sandboxes.append(fresh)  # type: ignore[arg-type]
+    assert await refused(bed, "wake", timeout_s=0.4, **fresh.fifos) == "link"
+    garbled = Standin(bed.folder / "garbled")
+    bed.world.sandboxes.append(garbled)  # type: ignore[arg-type]
+    garbled._lock.acquire()
+    os.write(garbled.guest.stream.write_fileno(), b"\0" * 10)
+    assert await refused(bed, "wake", timeout_s=0.3, **garbled.fifos) == "link"
+    garbled._lock.release()
+    assert fresh.received == garbled.received == []
+    status = await bed.status()
+    assert (status["state"], status["waiting"], status["link"]) == ("asleep", 1, "closed")
+    assert bed.told("link_failed") == bed.told("link_open")[1:] == []
+    assert len(bed.told("intent")) == 1
+    await bed.wake()
+    assert bed.raw.read(await receive(dealer))["content"]["status"] == "ok"
+    assert bed.guest.ran == ["1"]
+
+
+async def test_waking_and_still_held(bed: Bed) -> None:
+    """The daemon may speak with the guest before its clients can."""
+    dealer = bed.raw.dealer()
+    dealer.send_multipart(bed.raw.request(code="1"))
+    await bed.waits(1)
+    assert await bed.wake(held=True) == {"waiting": 1}
+    status = await bed.status()
+    assert (status["state"], status["link"], status["waiting"]) == ("held", "open", 1)
+    answer = await bed.call("rpc", method="status", params={})
+    assert answer["state"] == "ready"
+    assert bed.guest.ran == []
+    await bed.call("release")
+    assert bed.raw.read(await receive(dealer))["content"]["status"] == "ok"
+    assert bed.guest.ran == ["1"]
+
+
+async def test_who_waited_in_vain_is_told(bed: Bed) -> None:
+    listener = bed.raw.listener()
+    await receive(listener)
+    one, two = bed.raw.dealer(identity=b"one"), bed.raw.dealer(identity=b"two")
+    control, stdin = bed.raw.dealer("control"), bed.raw.dealer("stdin")
+    for number, (socket, kind) in enumerate(
+        [
+            (one, "execute_request"),
+            (two, "complete_request"),
+            (control, "debug_request"),
+            (one, "comm_msg"),
+            (stdin, "input_reply"),
+        ]
+    ):
+        socket.send_multipart(bed.raw.request(kind))
+        await bed.waits(number + 1)
+    result = await bed.call("wake_failed", reason="the disk is gone")
+    assert result == {"failed": 3, "dropped": 2}
+    error = {"ename": "WakeFailed", "evalue": "the disk is gone", "traceback": ["the disk is gone"]}
+    for socket, kind in ((one, "execute"), (two, "complete"), (control, "debug")):
+        reply = bed.raw.read(await receive(socket))
+        assert reply["msg_type"] == f"{kind}_reply"
+        assert reply["parent_header"]["msg_type"] == f"{kind}_request"
+        assert reply["header"]["session"] == SESSION
+        assert reply["content"].items() >= {"status": "error", **error}.items()
+    found = await overheard(bed, listener, 9)
+    assert found == [
+        *("busy debug_request", "idle debug_request"),
+        *("busy execute_request", "error execute_request", "idle execute_request"),
+        *("busy complete_request", "idle complete_request"),
+        *("busy comm_msg", "idle comm_msg"),
+    ]
+    status = await bed.status()
+    assert (status["state"], status["waiting"]) == ("asleep", 0)
+    assert status["counters"]["dropped.client.wake_failed"] == 2
+    assert len(bed.told("intent")) == 1
+    one.send_multipart(bed.raw.request(code="again"))
+    await bed.waits(1)
+    assert len(bed.told("intent")) == 2
+    await bed.wake()
+    assert bed.raw.read(await receive(one))["content"]["status"] == "ok"
+    assert bed.guest.ran == ["again"]
+
+
+async def test_errors_make_room_for_who_did_not_fit(bed: Bed) -> None:
+    dealer = bed.raw.dealer()
+
+    def send() -> None:
+        for number in range(100):
+            dealer.send_multipart(bed.raw.request(code=f"{number}.".ljust(1 << 20, "x")))
+
+    sending = asyncio.create_task(asyncio.to_thread(send))
+    await bed.waits(64)
+    assert (await bed.call("wake_failed", reason="x"))["failed"] == 64
+    await sending
+    await bed.waits(36)
+    await bed.until(lambda: len(bed.told("intent")) == 2)
+    for number in range(64):
+        assert bed.raw.read(await receive(dealer))["content"]["ename"] == "WakeFailed", number
+
+
+async def reopened(bed: Bed, **changes: Any) -> None:
+    """Kill the bridge; have the next one hold the kernel, asleep."""
+    await kill_bridge(bed.world)
+    await bed.aclose()
+    bed.events.clear()
+    await bed.world.connect()
+    bed.listen()
+    opened = await bed.call("open", **{**bed.request, "resume": True, "asleep": True, **changes})
+    assert opened["ports"] == bed.raw.ports
+
+
+async def test_a_killed_bridge_leaves_a_kernel_that_sleeps_on(bed: Bed) -> None:
+    del bed.request["kernel_id"]
+    listener, dealer = bed.raw.listener(), bed.raw.dealer(identity=b"me")
+    await ask(bed, dealer, "kernel_info_request")
+    dealer.send_multipart(bed.raw.request(code="lost"))
+    await bed.waits(1)
+    await reopened(bed)
+    status = await bed.status()
+    assert (status["state"], status["waiting"], status["link"]) == ("asleep", 0, "closed")
+    assert (status["guest"], status["execution_state"]) == ("ready", "idle")
+    reply = await ask(bed, dealer, "kernel_info_request")
+    assert (reply["content"], reply["header"]["session"]) == (KERNEL_INFO, SESSION)
+    reply = await ask(bed, dealer, "comm_info_request", target_name="t")
+    assert reply["content"]["comms"] == {"c1": {"target_name": "t"}}
+    found: list[str] = []
+    while "idle comm_info_request" not in found:
+        found += await overheard(bed, listener, 1)
+    assert found.count("busy comm_info_request") == 1
+    dealer.send_multipart(bed.raw.request(code="kept"))
+    await bed.waits(1)
+    assert len(bed.told("intent")) == 1
+    assert await bed.wake() == {"waiting": 1}
+    assert bed.raw.read(await receive(dealer))["content"]["status"] == "ok"
+    assert bed.guest.ran == ["kept"]
+    await bed.fall_asleep()  # and so on
+    await reopened(bed)
+    await bed.wake()
+    assert (await ask(bed, dealer, "execute_request", code="2"))["content"]["status"] == "ok"
+    assert bed.guest.ran == ["kept", "2"]
+
+
+async def test_memory_in_place_of_a_lost_record(bed: Bed) -> None:
+    """After a reboot: the folder for the record is empty, but the daemon has what ``hold`` gave."""
+    del bed.request["kernel_id"]
+    await bed.wake()
+    memory = (await bed.hold())["memory"]
+    bed.checkpoint = bed.guest.checkpoint()
+    await bed.call("sleep")
+    bed.guest.close()
+    await kill_bridge(bed.world)
+    for path in (bed.world.paths.runtime / "bridge").iterdir():
+        path.unlink()
+    await bed.aclose()
+    await bed.world.connect()
+    bed.listen()
+    await bed.call("open", **bed.request, resume=True, asleep=True, memory=memory)
+    dealer = bed.raw.dealer()
+    assert (await ask(bed, dealer, "kernel_info_request"))["content"] == KERNEL_INFO
+    assert (await ask(bed, dealer, "comm_info_request"))["header"]["session"] == SESSION
+    dealer.send_multipart(bed.raw.request(code="1"))
+    await bed.waits(1)
+    await bed.wake()
+    assert bed.raw.read(await receive(dealer))["content"]["status"] == "ok"
+    assert bed.guest.ran == ["1"]
+
+
+async def test_without_any_record_looking_is_intent(bed: Bed) -> None:
+    del bed.request["kernel_id"]
+    await kill_bridge(bed.world)
+    for path in (bed.world.paths.runtime / "bridge").iterdir():
+        path.write_bytes(b"broken")
+    await bed.aclose()
+    bed.events.clear()
+    await bed.world.connect()
+    bed.listen()
+    await bed.call("open", **bed.request, resume=True, asleep=True)
+    dealer = bed.raw.dealer()
+    dealer.send_multipart(bed.raw.request("kernel_info_request"))
+    await bed.waits(1)
+    assert bed.told("intent")[0]["msg_type"] == "kernel_info_request"
+    fresh = Standin(bed.folder / "fresh")
+    bed.world.sandboxes.append(fresh)  # type: ignore[arg-type]
+    start = time.monotonic()
+    assert await refused(bed, "wake", **fresh.fifos) == "link"  # it says so itself: no time-out
+    assert time.monotonic() - start < 5
+    await bed.call("wake_failed", reason="x")
+    assert bed.raw.read(await receive(dealer))["content"]["ename"] == "WakeFailed"
+    dealer.send_multipart(bed.raw.request("kernel_info_request"))
+    await bed.waits(1)
+    await bed.wake()
+    assert bed.raw.read(await receive(dealer))["content"] == KERNEL_INFO
+
+
+@pytest.mark.parametrize("changes", [{"resume": False}, {"memory": 7}, {"asleep": False}])
+async def test_opening_asleep_wants_sense(bed: Bed, changes: dict[str, Any]) -> None:
+    request = {**bed.request, "resume": True, "asleep": True, **changes, "kernel_id": "k2"}
+    with pytest.raises(BridgeRefused) as caught:
+        await bed.world.bridge.call("open", **request)
+    assert caught.value.reason == "bad_request"
+
+
+async def test_a_sandbox_given_up_asleep_leaves_messages_for_the_next(bed: Bed) -> None:
+    dealer = bed.raw.dealer()
+    dealer.send_multipart(bed.raw.request(code="1"))
+    await bed.waits(1)
+    await bed.call("unlink")
+    status = await bed.status()
+    assert (status["state"], status["waiting"], status["link"]) == ("awake", 1, "closed")
+    second = Standin(bed.folder / "second")
+    bed.world.sandboxes.append(second)  # type: ignore[arg-type]
+    await bed.call("relink", **second.fifos)
+    await receive(dealer)
+    assert len(second.received) == 1
+
+
+async def test_calls_to_a_guest_that_sleeps(bed: Bed) -> None:
+    assert await refused(bed, "rpc", method="ping", params={}) == "link"

@@ -1,0 +1,257 @@
+"""Races: what comes at any moment of falling asleep and waking is handled once, in order, by somebody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from torpor.bridge.client import BridgeRefused
+from torpor.link import Channel
+
+from tests.integration.bridge.harness import World
+from tests.integration.bridge.sleeper import Bed, bed_in, receive
+from tests.integration.bridge.test_hold import ask, overheard
+from tests.integration.bridge.test_kernel import outputs, ready, text
+from tests.integration.bridge.test_recovery import kill_bridge
+
+STEPS = ("held", "checkpointed", "asleep", "waking", "awake")
+
+
+@pytest_asyncio.fixture
+async def bed(world: World, tmp_path: Path) -> AsyncIterator[Bed]:
+    async with bed_in(world, tmp_path) as found:
+        yield found
+
+
+@pytest.mark.parametrize("when", STEPS)
+async def test_intent_at_any_step_is_run_once(bed: Bed, when: str) -> None:
+    one, two = bed.raw.dealer(identity=b"one"), bed.raw.dealer(identity=b"two")
+    await ask(bed, one, "kernel_info_request")
+    told = 0
+
+    async def step(name: str) -> None:
+        nonlocal told
+        if name == when:
+            for number, socket in enumerate((one, two, one)):
+                socket.send_multipart(bed.raw.request(code=f"{number}"))
+                if name != "awake":
+                    await bed.waits(number + 1)
+            told = 0 if name == "awake" else 1
+
+    await bed.hold()
+    await step("held")
+    bed.checkpoint = bed.guest.checkpoint()
+    await step("checkpointed")
+    slept = await bed.call("sleep")
+    assert slept == {"waiting": 3 if when in STEPS[:2] else 0}
+    bed.guest.close()
+    await step("asleep")
+    restored = bed.restore()
+    restored.pause()
+    waking = asyncio.create_task(bed.call("wake", **restored.fifos))
+    await asyncio.sleep(0.1)
+    await step("waking")
+    restored.go_on()
+    await waking
+    await step("awake")
+    for socket in (one, two, one):
+        assert bed.raw.read(await receive(socket))["content"]["status"] == "ok"
+    ran = bed.guest.ran
+    assert sorted(ran) == ["0", "1", "2"]
+    assert ran.index("0") < ran.index("2")
+    assert len(bed.told("intent")) == told
+    assert (await bed.status())["state"] == "awake"
+
+
+class Sleepless(threading.Thread):
+    """A client that asks for something in bursts, and notes what it was answered."""
+
+    def __init__(self, bed: Bed, name: str, count: int) -> None:
+        super().__init__()
+        self.socket = bed.raw.dealer(identity=name.encode())
+        self.socket.rcvtimeo = 30_000
+        self.requests = [bed.raw.request(code=f"{name} {number}") for number in range(count)]
+        self.answered: list[str] = []
+        self.raw = bed.raw
+
+    def run(self) -> None:
+        waiting = list(self.requests)
+        choice = random.Random(self.name)
+        while waiting:
+            burst = [waiting.pop(0) for _ in range(min(len(waiting), choice.randrange(1, 6)))]
+            for request in burst:
+                self.socket.send_multipart(request)
+                time.sleep(choice.random() * 0.01)
+            for _ in burst:
+                reply = self.raw.read(self.socket.recv_multipart())
+                self.answered.append(reply["parent_header"]["msg_id"])
+            time.sleep(choice.random() * 0.1)
+
+
+async def held(bed: Bed) -> bool:
+    """Try to hold the kernel."""
+    with contextlib.suppress(BridgeRefused):
+        await bed.hold(1.0)
+    state = (await bed.status())["state"]
+    assert state in ("awake", "held")
+    return bool(state == "held")
+
+
+async def test_whole_nights_of_clients_that_do_not_sleep(bed: Bed) -> None:
+    clients = [Sleepless(bed, name, 120) for name in ("ada", "grace")]
+    for client in clients:
+        client.start()
+    choice, nights, refusals = random.Random(1), 0, 0
+
+    async def a_moment() -> None:
+        await asyncio.sleep(choice.random() * 0.03)
+
+    while any(client.is_alive() for client in clients):
+        await a_moment()
+        if not await held(bed):
+            refusals += 1
+            continue
+        await a_moment()
+        if choice.random() < 0.2:
+            await bed.call("release")
+            continue
+        bed.checkpoint = bed.guest.checkpoint()
+        await a_moment()
+        await bed.call("sleep")
+        bed.guest.close()
+        await a_moment()
+        if choice.random() < 0.3:
+            nobody = bed.restore()
+            nobody.pause()
+            with pytest.raises(BridgeRefused, match="did not answer"):
+                await bed.call("wake", timeout_s=0.02, **nobody.fifos)
+            nobody.close()
+        await bed.wake(held=choice.random() < 0.5)
+        await a_moment()
+        await bed.call("release")
+        nights += 1
+    for client in clients:
+        client.join()
+        expected = [bed.raw.read(request)["header"]["msg_id"] for request in client.requests]
+        assert client.answered == expected
+        own = [code for code in bed.guest.ran if code.startswith(client.socket.identity.decode())]
+        assert [int(code.split()[1]) for code in own] == list(range(120))
+    print(f"{nights} nights, {refusals} refusals")
+    assert nights >= 10
+    counters = (await bed.status())["counters"]
+    assert [name for name in counters if name.startswith("dropped")] == []
+
+
+async def test_a_reply_that_its_client_comes_late_for(bed: Bed) -> None:
+    """It was received while held and its client is away: it is kept over ``sleep``, and sent once."""
+    await kill_bridge(bed.world)
+    await bed.world.connect()
+    opened = time.monotonic()
+    await bed.world.bridge.call("open", **bed.request, **bed.guest.fifos, resume=True)
+    await asyncio.sleep(0.1)
+    await bed.hold()
+    cause = {"msg_type": "execute_request", "msg_id": "x"}
+    bed.guest.tell(Channel.SHELL, [b"late"], "execute_reply", cause, status="ok")
+    await asyncio.sleep(0.1)
+    bed.checkpoint = bed.guest.checkpoint()
+    await bed.call("sleep")
+    bed.guest.close()
+    assert time.monotonic() - opened < 1.5, "too slow a machine for this test"
+    dealer = bed.raw.dealer(identity=b"late")
+    assert bed.raw.read(await receive(dealer))["parent_header"]["msg_id"] == "x"
+    await bed.wake()
+    assert (await ask(bed, dealer, "execute_request", code="1"))["parent_header"]["msg_id"] != "x"
+
+
+async def test_a_real_kernel_dreams_on(world: World) -> None:
+    """The guest's process is stopped instead of checkpointed; everything else is the real thing."""
+    await world.open()
+    client = await ready(world)
+    await world.run(outputs, client, "x = 41")
+    await world.run(
+        outputs, client, "from comm import create_comm; c = create_comm(target_name='t')"
+    )
+    guest = world.sandboxes[0]
+    start = time.monotonic()
+    memory = (await world.bridge.call("hold", kernel_id="k1"))["memory"]
+    print(f"held after {(time.monotonic() - start) * 1000:.0f} ms")
+    assert list(memory["seen"]["comms"].values()) == ["t"]
+    voice = memory["seen"]["voice"]
+    assert voice["topic"].startswith("kernel.")
+    assert voice["topic"].endswith(".")
+    os.kill(guest.process.pid, signal.SIGSTOP)
+    await world.bridge.call("sleep", kernel_id="k1")
+    await world.run(client.wait_for_ready, timeout=10)
+    info = await world.run(client.kernel_info, reply=True, timeout=10)
+    assert info["content"]["implementation"] == "ipython"
+    assert info["header"]["session"] == voice["session"]
+    comms = await world.run(client.comm_info, "t", reply=True, timeout=10)
+    assert comms["content"]["comms"] == {
+        ident: {"target_name": "t"} for ident in memory["seen"]["comms"]
+    }
+    running = asyncio.create_task(world.run(outputs, client, "print(x + 1)"))
+    await asyncio.sleep(0.3)
+    assert (await world.bridge.call("status", kernel_id="k1"))["waiting"] == 1
+    os.kill(guest.process.pid, signal.SIGCONT)
+    await world.bridge.call("wake", kernel_id="k1", **guest.fifos)
+    assert text(await running) == "42\n"
+    status = await world.bridge.call("status", kernel_id="k1")
+    assert status["execution_state"] == "idle"
+    assert [name for name in status["counters"] if name.startswith("dropped")] == []
+
+
+async def test_a_real_kernel_that_is_busy_stays_awake(world: World) -> None:
+    await world.open()
+    client = await ready(world)
+
+    async def refusal() -> str:
+        with pytest.raises(BridgeRefused) as caught:
+            await world.bridge.call("hold", kernel_id="k1")
+        assert caught.value.reason == "busy"
+        return str(caught.value)
+
+    running = asyncio.create_task(
+        world.run(
+            outputs,
+            client,
+            "import time; time.sleep(1); input('?')",
+            allow_stdin=True,
+            stdin_hook=lambda _: (time.sleep(1), client.input("x")),
+        )
+    )
+    await asyncio.sleep(0.5)
+    assert "busy" in await refusal()
+    await asyncio.sleep(1)
+    assert "busy" in await refusal()
+    await running
+    await world.bridge.call("hold", kernel_id="k1")
+
+
+async def test_holding_again_and_again_goes_unnoticed(bed: Bed) -> None:
+    listener, dealer = bed.raw.listener(), bed.raw.dealer()
+    await receive(listener)
+    took = []
+    for number in range(50):
+        start = time.monotonic()
+        await bed.hold()
+        took.append(time.monotonic() - start)
+        await bed.call("release")
+        assert (await ask(bed, dealer, "execute_request", code=f"{number}"))["content"]
+        found = await overheard(bed, listener, 2)
+        assert found == ["busy execute_request", "idle execute_request"]
+        await bed.until(lambda: idle(bed))
+    print(f"hold: {sorted(took)[25] * 1000:.0f} ms")
+    assert bed.guest.ran == [f"{number}" for number in range(50)]
+
+
+async def idle(bed: Bed) -> bool:
+    return bool((await bed.status())["execution_state"] == "idle")
