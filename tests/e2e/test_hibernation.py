@@ -264,7 +264,7 @@ def test_tier_by_policy(tmp_path: Path) -> None:
         tell(kc, "x = 1")
         assert state(km)["sleep"]["tier"] == "awake"
         wait_status(km, "frozen")
-        assert "hibernates in" in state(km)["sleep"]["outlook"] or status(km) == "hibernated"
+        wait(lambda: "hibernate" in state(km)["sleep"]["outlook"], lambda: str(state(km)))
         wait_status(km, "hibernated")
         assert sandbox_pids(home) == []
         assert value(kc, "x") == "1"

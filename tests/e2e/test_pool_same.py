@@ -63,7 +63,9 @@ ASPECTS = {
     "comms": "list(shell.kernel.comm_manager.comms)",
     "descriptors": (
         "sorted(re.sub(r'\\d+', '#', os.readlink(f'/proc/self/fd/{fd}'))"
-        " for fd in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{fd}'))"
+        " for fd in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{fd}')"
+        # IPython's history is written by a thread, whenever it likes
+        " and not os.readlink(f'/proc/self/fd/{fd}').endswith('-journal'))"
     ),
     "devices": "sorted(os.listdir('/dev'))",
     "directory history": "[str(each) for each in shell.user_ns['_dh']]",

@@ -186,7 +186,7 @@ class Backend(Protocol):
         """
 
     async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
-        """Save a sandbox into ``spec.image``; it has ended then, whether that worked or not.
+        """Save a sandbox into ``spec.image``; whether that worked or not, it is to be destroyed then.
 
         Raises:
             LaunchError: it could not be saved; what is in the folder is of no use.

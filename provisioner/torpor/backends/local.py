@@ -144,7 +144,7 @@ class LocalBackend:
         return handle
 
     async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
-        """Save the sandbox into ``spec.image``; it has ended then, whether that worked or not.
+        """Save the sandbox into ``spec.image``; whether that worked or not, it is to be destroyed then.
 
         The files belong to this user afterwards. If cancelled, the sandbox is of no use any more.
 

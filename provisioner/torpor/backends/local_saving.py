@@ -70,7 +70,7 @@ async def resume(handle: Handle, owner: Owner) -> None:
         argv = save_argvs(shape["argv"], "")[2]
         await run_beside(handle.pid, owner, argv, within_s=_RESUME_S)
     except LaunchError as exc:
-        if "not paused" not in exc.message:
+        if "in state running" not in exc.message:
             raise
     except TimeoutError as exc:
         raise LaunchError(f"the sandbox did not go on within {_RESUME_S:g} s") from exc

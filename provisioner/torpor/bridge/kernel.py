@@ -20,6 +20,7 @@ from torpor.bridge.asleep import Hibernation, State
 from torpor.bridge.counters import Counters
 from torpor.bridge.endpoints import Endpoints, Keys
 from torpor.bridge.guest import Answer, Guest
+from torpor.bridge.hold import reason_to_go_on
 from torpor.bridge.inflight import InFlight
 from torpor.bridge.line import Line, LineEvents
 from torpor.bridge.messages import Malformed, iso_time
@@ -152,6 +153,8 @@ class Kernel:
         line = self.line
         return {
             "state": self.hibernation.state.value,
+            "busy_reason": reason_to_go_on(self) if self.hibernation.state is State.AWAKE else None,
+            "idle_since": self.activity.last_s,
             "waiting": len(self.endpoints.waiting),
             "link": self._link_state,
             "link_error": self._link_error or None,

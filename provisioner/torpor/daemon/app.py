@@ -104,7 +104,7 @@ class Daemon:
             settling = self._settling = Settling(self.parts)
             stack.push_async_callback(settling.aclose)
             at_once = self._settings.concurrent_starts
-            self.warm = make_warm(self.parts, self._settings) if self._settings.pool else None
+            self.warm = self._make_warm()
             self.supervisor = Supervisor(
                 self.parts,
                 settling,
@@ -130,6 +130,18 @@ class Daemon:
             on_ready()
             await self._until_done()
             log("stopping")
+
+    def _make_warm(self) -> Warm | None:
+        if not self._settings.pool:
+            return None
+        return make_warm(self.parts, self._settings, self._known_template)
+
+    def _known_template(self, name: str) -> Template | None:
+        """Give the template that the configuration has now; None when it has none, or is wrong."""
+        try:
+            return self._source.read().templates.get(name)
+        except ConfigError:
+            return None
 
     def _serve(self) -> PeerCheckedServer:
         sock = listen(self._paths.daemon_socket)

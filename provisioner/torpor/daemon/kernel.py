@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from torpor.daemon.guest_state import GuestState, Phase
 from torpor.daemon.processes import ExitWatch
 from torpor.daemon.records import KernelRow
+from torpor.errors import LaunchError
 from torpor.lifecycle import Status
 from torpor.lifecycle.idle import Tier
+
+T = TypeVar("T")
 
 
 class Kernel:
@@ -71,6 +74,26 @@ class Kernel:
         """Return once ``condition`` holds; it is looked at after every change."""
         while not condition():
             await self._news.wait()
+
+    async def while_it_lives(self, work: Coroutine[Any, Any, T]) -> T:
+        """Give what ``work`` gives; fail as soon as the sandbox, whose guest it asks, has ended.
+
+        Raises:
+            LaunchError: its sandbox ended; ``work`` was cancelled.
+        """
+        asking = asyncio.create_task(work, name=f"ask {self.row.kernel_id}")
+        ended = asyncio.create_task(
+            self.until(lambda: self.sandbox_end is not None), name=f"end {self.row.kernel_id}"
+        )
+        try:
+            await asyncio.wait({asking, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise LaunchError(f"its sandbox ended: {self.sandbox_end}")
+            return asking.result()
+        finally:
+            for task in (asking, ended):
+                task.cancel()
+            await asyncio.wait({asking, ended})
 
     @property
     def state(self) -> str:

@@ -144,6 +144,7 @@ class Launcher:
             kernel.row, kernel.start_reason = row, f"a clone could not be claimed: {exc}"
             await self._warm.give_up(clone, exc)
             return False
+        self._warm.claimed(clone)
         return True
 
     async def _claim(
@@ -165,7 +166,8 @@ class Launcher:
             self._watch(kernel, sandbox, clone.handle)
             undo.push_async_callback(self._unbind, kernel)
             row = await self._bind(kernel, sandbox)
-            await parts.bridge.rpc(row.kernel_id, "claim", lineage.claim, timeout_s=_RPC_S)
+            claim = parts.bridge.rpc(row.kernel_id, "claim", lineage.claim, timeout_s=_RPC_S)
+            await kernel.while_it_lives(claim)
             await self._ready(kernel, plan, 1)
             row = replace(row, status=Status.LIVE, sandbox_id=sandbox.sandbox_id, reason=None)
             parts.registry.put_kernel(row)

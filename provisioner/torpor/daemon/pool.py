@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,6 +25,9 @@ from torpor.daemon.unclaimed import Clone, Unclaimed, folder_identity
 from torpor.errors import ConfigError, SandboxError
 from torpor.golden.build import Golden
 from torpor.lifecycle.pool import Machine, decide
+from torpor.template import Template
+
+Templates = Callable[[str], Template | None]
 
 _RETRY_S = 10.0
 _FIRST_CELL_S = 0.4
@@ -44,13 +47,16 @@ class Pool:
         *,
         at_once: int,
         reserve_bytes: int,
+        template: Templates,
     ) -> None:
+        """``template`` gives what the configuration has now under a name."""
         self.counters = goldens.counters
         self._parts = parts
         self._goldens = goldens
         self._unclaimed = unclaimed
         self._at_once = at_once
         self._reserve_bytes = reserve_bytes
+        self._template = template
         self._tasks = Tasks()
         self._kinds: dict[str, Kind] = {}
         self._seeking: set[str] = set()
@@ -177,7 +183,8 @@ class Pool:
             at_once=self._at_once,
             busy=processors_are_busy(),
         )
-        decision = decide([kind.shape() for kind in kinds.values()], machine, loop.time())
+        shapes = [kind.shape(self._template(kind.spec.template.name)) for kind in kinds.values()]
+        decision = decide(shapes, machine, loop.time())
         self._reasons = decision.reasons
         for name in decision.start:
             kinds[name].starting += 1
@@ -192,8 +199,10 @@ class Pool:
         """Forget kinds that nobody has asked for and that keep nothing."""
         for name, kind in list(self._kinds.items()):
             template = kind.spec.template
+            promised = self._template(template.name) == template
             idle = not kind.arrivals or now - kind.arrivals[-1] > template.pool_keep_s
-            if idle and not kind.ready and not kind.starting and not template.pool_least:
+            wanted = not idle or template.pool_least
+            if not kind.ready and not kind.starting and not (promised and wanted):
                 del self._kinds[name]
 
     async def _golden_for(self, kind: Kind) -> None:

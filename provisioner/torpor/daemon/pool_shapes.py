@@ -10,7 +10,7 @@ from typing import Any
 from torpor.backends.base import Lineage, SandboxSpec
 from torpor.daemon.unclaimed import Clone
 from torpor.golden.build import Golden
-from torpor.lifecycle.pool_demand import ARRIVALS_KEPT, PoolLimits, Shape
+from torpor.lifecycle.pool_demand import ARRIVALS_KEPT, NO_POOL, PoolLimits, Shape
 from torpor.template import MIB, Template
 
 _SENTRY_BYTES = 24 * MIB
@@ -49,11 +49,16 @@ class Kind:
     def clone_bytes(self) -> int:
         return (self.golden.size_bytes if self.golden else 64 * MIB) + _SENTRY_BYTES
 
-    def shape(self) -> Shape:
-        """Give what ``decide`` wants to know. Without a golden there is nothing to decide."""
+    def shape(self, template: Template | None) -> Shape:
+        """Give what ``decide`` wants to know. Without a golden there is nothing to decide.
+
+        ``template`` is what the configuration has under that name now: where it is another one, the
+        next kernel will be of another kind, and this one has no pool any more.
+        """
+        promised = template == self.spec.template
         return Shape(
             name=self.name,
-            limits=limits_of(self.spec.template),
+            limits=limits_of(self.spec.template) if promised else NO_POOL,
             ready=len(self.ready),
             starting=self.starting,
             arrivals=tuple(self.arrivals),

@@ -75,6 +75,8 @@ class Waking:
             await parts.bridge.call("release", kernel_id=row.kernel_id)
         except (BridgeRefused, BackendUnavailable) as exc:  # the next bridge has it awake
             log("bridge not told", level=logging.WARNING, error=exc)
+        kernel.moving = ""
+        kernel.notify()
         await parts.snapshots.answered(kernel.row)
 
     async def undo(self, kernel: Kernel, reason: str) -> None:
@@ -124,21 +126,10 @@ class Waking:
             )
             await bridge.rpc(kernel_id, "check", {}, timeout_s=_CHECK_S)
 
-        asking = asyncio.create_task(ask(), name=f"wake {kernel_id}")
-        ended = asyncio.create_task(
-            kernel.until(lambda: kernel.sandbox_end is not None), name=f"end {kernel_id}"
-        )
         try:
-            await asyncio.wait({asking, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                raise LaunchError(f"its sandbox could not be restored: {kernel.sandbox_end}")
-            asking.result()
+            await kernel.while_it_lives(ask())
         except BridgeRefused as exc:
             raise LaunchError(f"the restored kernel does not answer: {exc}") from exc
-        finally:
-            for task in (asking, ended):
-                task.cancel()
-            await asyncio.wait({asking, ended})
 
 
 def _require_memory(snapshot: Snapshot) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torpor.daemon.goldens import Goldens
 from torpor.daemon.lineages import Lineages
 from torpor.daemon.logs import log
 from torpor.daemon.parts import Parts
-from torpor.daemon.pool import Pool
+from torpor.daemon.pool import Pool, Templates
 from torpor.daemon.unclaimed import Clone, Unclaimed
 from torpor.errors import SandboxError
 from torpor.golden.build import Golden
@@ -42,6 +43,8 @@ class Warm:
         self.pool = pool
         self.unclaimed = unclaimed
         self._lineages = Lineages(parts.backend)
+        self._refused: Counter[str] = Counter()
+        """Claims that failed in a row, by the key of the golden."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -83,15 +86,21 @@ class Warm:
     async def give_up(self, clone: Clone, why: SandboxError) -> None:
         """A clone could not be claimed. What it was made of is freed by the launch."""
         log("claim failed", sandbox_id=clone.row.sandbox_id, error=why)
-        await self.goldens.sick(clone.golden, str(why), in_a_row=1)
+        key = clone.golden.manifest.key
+        self._refused[key] += 1
+        await self.goldens.sick(clone.golden, str(why), in_a_row=self._refused[key])
+
+    def claimed(self, clone: Clone) -> None:
+        """Take note that a claim succeeded."""
+        self._refused.pop(clone.golden.manifest.key, None)
 
     def to_json(self) -> dict[str, Any]:
         """Give what ``torpor pool`` shows."""
         return {**self.pool.to_json(), "building": self.goldens.building}
 
 
-def make_warm(parts: Parts, settings: DaemonSettings) -> Warm:
-    """Give the pool of this daemon; nothing of it runs yet.
+def make_warm(parts: Parts, settings: DaemonSettings, template: Templates) -> Warm:
+    """Give the pool of this daemon; nothing of it runs yet. ``template`` as for ``Pool``.
 
     Raises:
         GoldenUnusable: the folder of goldens is not ours alone.
@@ -105,5 +114,6 @@ def make_warm(parts: Parts, settings: DaemonSettings) -> Warm:
         unclaimed,
         at_once=max(1, settings.concurrent_starts // 2),
         reserve_bytes=settings.reserve_bytes,
+        template=template,
     )
     return Warm(parts, goldens, pool, unclaimed)

@@ -137,7 +137,6 @@ async def test_checkpoint_onto_a_full_disk(making: Making, size: str) -> None:
             with pytest.raises(LaunchError) as caught:
                 await save(running)
             assert "no space left on device" in str(caught.value).lower()
-            assert not await running.backend.alive(running.handle)
         assert image_state(folder)[1] <= {(os.geteuid(), 0o600)}
 
 
