@@ -17,8 +17,6 @@ from torpor.bridge.signing import Part
 
 MAX_COMMS_BYTES = 1 << 20  # some 10,000 comms
 MAX_CONTENT_BYTES = 65_536
-# while these are asked, a kernel may still be put to sleep
-ONLY_LOOKING = frozenset({"kernel_info_request", "comm_info_request"})
 
 
 @dataclass(frozen=True, slots=True)

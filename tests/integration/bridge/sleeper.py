@@ -180,6 +180,7 @@ class Bed:
         self.request: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
         self.sandboxes = 0
+        self.memory: dict[str, Any] = {}
         self._listening: asyncio.Task[None] | None = None
 
     async def call(self, op: str, **params: Any) -> dict[str, Any]:
@@ -206,7 +207,7 @@ class Bed:
 
     async def fall_asleep(self) -> None:
         """Hold, checkpoint, sleep, destroy: as the daemon does."""
-        await self.hold()
+        self.memory = (await self.hold())["memory"]
         self.checkpoint = self.guest.checkpoint()
         await self.call("sleep")
         self.guest.close()

@@ -19,7 +19,7 @@ from torpor.link import Channel
 
 from tests.integration.bridge.harness import World
 from tests.integration.bridge.sleeper import Bed, bed_in, receive
-from tests.integration.bridge.test_hold import ask, overheard
+from tests.integration.bridge.test_hold import ask, idle, overheard
 from tests.integration.bridge.test_kernel import outputs, ready, text
 from tests.integration.bridge.test_recovery import kill_bridge
 
@@ -251,7 +251,3 @@ async def test_holding_again_and_again_goes_unnoticed(bed: Bed) -> None:
         await bed.until(lambda: idle(bed))
     print(f"hold: {sorted(took)[25] * 1000:.0f} ms")
     assert bed.guest.ran == [f"{number}" for number in range(50)]
-
-
-async def idle(bed: Bed) -> bool:
-    return bool((await bed.status())["execution_state"] == "idle")
