@@ -101,7 +101,8 @@ class Hibernation:
         if reason is not None:
             raise RequestError("link" if reason is _NO_LINK else "busy", reason)
         if self.state is State.HELD:
-            self._asleep_as = None
+            if self._asleep_as is not None:  # restored, and now to be saved again
+                self._asleep_as, self._hold_id = None, uuid.uuid4().hex
             ended(None, {"memory": self._body.remember()})
             return
         probe = Probe(self._signer, kernel_info_too=not self._body.guest.kernel_info)
@@ -139,6 +140,8 @@ class Hibernation:
         if self._waking is not None:
             self._stay_asleep("the kernel was put to sleep again")
         if memory is not None:
+            self._body.disconnect()
+            self._body.endpoints.let_go()  # so that what waits does not go there
             self._break_off("the sandbox was given up")
             self.begin_asleep(memory)
             self._desk.forget_telling()

@@ -207,6 +207,11 @@ class Bed:
 
     async def fall_asleep(self) -> None:
         """Hold, checkpoint, sleep, destroy: as the daemon does."""
+
+        async def may_sleep() -> bool:
+            return (await self.status())["busy_reason"] is None
+
+        await self.until(may_sleep)
         self.memory = (await self.hold())["memory"]
         self.checkpoint = self.guest.checkpoint()
         await self.call("sleep")

@@ -80,6 +80,21 @@ async def test_a_wake_that_is_taken_back_leaves_the_same_snapshot(bed: Bed, how:
     assert await dropped(bed) == []
 
 
+async def test_a_woken_kernel_is_saved_again_before_it_was_released(bed: Bed) -> None:
+    dealer = bed.raw.dealer()
+    await bed.fall_asleep()
+    before = bed.memory
+    await bed.wake(held=True)
+    await check(bed)
+    bed.guest.memory["ran"].append("by itself")
+    await bed.fall_asleep()
+    assert bed.memory["hold_id"] != before["hold_id"]
+    assert bed.memory["marks"]["RPC"] > before["marks"]["RPC"]
+    await bed.wake()
+    await run(bed, dealer, "1")
+    assert bed.guest.ran == ["by itself", "1"]
+
+
 async def test_put_to_sleep_again_while_it_wakes(bed: Bed) -> None:
     await bed.fall_asleep()
     silent = bed.restore()
@@ -134,7 +149,7 @@ async def test_what_came_after_the_hold_is_not_repeated_by_another_bridge(bed: B
     assert await overheard(bed, listener, 2) == ["busy execute_request", "idle execute_request"]
 
 
-WHENCE = ("awake", "busy", "held", "asleep", "dead", "waking", "unlinked")
+WHENCE = ("awake", "busy", "held", "asleep", "dead", "holding", "waking", "unlinked")
 
 
 @pytest.mark.parametrize("whence", WHENCE)
@@ -155,6 +170,13 @@ async def test_back_to_an_older_snapshot(bed: Bed, whence: str) -> None:
         bed.restore().pause()
         waking = asyncio.create_task(bed.call("wake", **bed.guest.fifos))
         await asyncio.sleep(0.1)
+    elif whence == "holding":
+        bed.guest.pause()
+        waking = asyncio.create_task(bed.hold())
+        await asyncio.sleep(0.1)
+        looking = bed.raw.dealer("control")
+        looking.send_multipart(bed.raw.request("kernel_info_request"))
+        await bed.waits(1)
     elif whence == "busy":
         bed.guest.be("busy")
         await overheard(bed, listener, 1)
@@ -164,9 +186,13 @@ async def test_back_to_an_older_snapshot(bed: Bed, whence: str) -> None:
     elif whence == "unlinked":
         await bed.call("unlink")
     assert await bed.call("sleep", memory=memory) == {"waiting": 0}
-    if whence == "waking":
-        with pytest.raises(BridgeRefused):
+    if whence in ("waking", "holding"):
+        with pytest.raises(BridgeRefused) as caught:
             await waking
+        assert caught.value.reason == "link"
+    if whence == "holding":
+        assert bed.raw.read(await receive(looking))["content"] == KERNEL_INFO
+        await overheard(bed, listener, 2)
     if whence != "asleep":
         bed.guest.close()
     status = await bed.status()
