@@ -140,8 +140,7 @@ class Hibernation:
         if self._waking is not None:
             self._stay_asleep("the kernel was put to sleep again")
         if memory is not None:
-            self._body.disconnect()
-            self._body.endpoints.let_go()  # so that what waits does not go there
+            self._body.disconnect()  # so that what waits does not go there
             self._break_off("the sandbox was given up")
             self.begin_asleep(memory)
             self._desk.forget_telling()

@@ -102,7 +102,7 @@ async def test_put_to_sleep_again_while_it_wakes(bed: Bed) -> None:
     waking = asyncio.create_task(bed.call("wake", **silent.fifos))
     await asyncio.sleep(0.1)
     assert await bed.call("sleep") == {"waiting": 0}
-    with pytest.raises(BridgeRefused) as caught:
+    with pytest.raises(BridgeRefused, match="put to sleep again") as caught:
         await waking
     assert caught.value.reason == "link"
     assert (await bed.status())["state"] == "asleep"
