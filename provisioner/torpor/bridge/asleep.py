@@ -29,7 +29,7 @@ from torpor.bridge.body import Body
 from torpor.bridge.desk import FrontDesk, Publish
 from torpor.bridge.endpoints import Keys
 from torpor.bridge.hold import Hold, reason_to_go_on
-from torpor.bridge.presence import parse_seen
+from torpor.bridge.presence import Seen, parse_seen
 from torpor.bridge.probe import Probe
 from torpor.bridge.protocol import Fifos, RequestError
 from torpor.bridge.reactor import Reactor, Timer
@@ -184,7 +184,7 @@ class Hibernation:
         hold_id = memory.get("hold_id")
         self._hold_id = hold_id if isinstance(hold_id, str) else ""
         self._asleep_as = memory
-        self._desk.presence.learn(self._body.guest.kernel_info, parse_seen(memory.get("seen")))
+        self._learn(parse_seen(memory.get("seen")))
         self.state = State.ASLEEP
         self._body.endpoints.divert(self._desk)
 
@@ -241,6 +241,10 @@ class Hibernation:
         self.state = State.ASLEEP
         self._asleep_as = body.remember()
 
+    def _learn(self, seen: Seen | None) -> None:
+        body = self._body
+        self._desk.presence.learn(body.guest.kernel_info, seen, body.underway.debug_info)
+
     def _break_off(self, reason: str) -> None:
         if self._hold is not None:
             self._end_hold(reason, code="link")
@@ -266,7 +270,7 @@ class Hibernation:
             return
         if hold.probe.kernel_info is not None:
             self._body.guest.kernel_info = hold.probe.kernel_info
-        self._desk.presence.learn(self._body.guest.kernel_info, hold.probe.seen)
+        self._learn(hold.probe.seen)
         self.state, self._hold_id = State.HELD, uuid.uuid4().hex
         ended(None, {"memory": self._body.remember()})
         self._desk.look_again()

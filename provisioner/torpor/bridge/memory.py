@@ -6,6 +6,7 @@ keeps it with the snapshot that it then makes. Shape: ``Guest.to_json`` and ::
     {"seen": {…} | null,      comms and voice, from the last hold
      "marks": {"SHELL": 12},  per channel of the link, the first message not handed on
      "idle_since": 17….5,     seconds since 1970
+     "debug_info": {…} | null,  the body of the last reply to debugInfo, if it still holds
      "hold_id": "9f…" | ""}   which hold; "" while awake
 
 ``marks`` say where the link stands in a snapshot made now. They may be behind the snapshot's, then what
@@ -28,8 +29,8 @@ _MOST = 1 << 62
 def memory_of(kernel: Subject, hibernation: Mapping[str, Any]) -> dict[str, Any]:
     """Give what is known now; ``hibernation`` says what it adds."""
     marks = {channel.name: number for channel, number in kernel.record.remembered().items()}
-    since = idle_since(kernel)
-    return {**kernel.guest.to_json(), "marks": marks, "idle_since": since, **hibernation}
+    known = {"idle_since": idle_since(kernel), "debug_info": kernel.underway.debug_info}
+    return {**kernel.guest.to_json(), "marks": marks, **known, **hibernation}
 
 
 def recall(kernel: Subject, memory: Mapping[str, Any], *, busy: bool) -> None:
@@ -46,6 +47,8 @@ def recall_asleep(kernel: Subject, memory: Mapping[str, Any]) -> None:
     if isinstance(since, int | float) and not isinstance(since, bool):
         kernel.activity.last_s = min(float(since), time.time())
     kernel.underway.asked_s = 0.0
+    debug_info = memory.get("debug_info")
+    kernel.underway.debug_info = debug_info if isinstance(debug_info, dict) else None
 
 
 def newer(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:

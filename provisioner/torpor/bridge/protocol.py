@@ -47,10 +47,12 @@ Hibernation (``asleep``)::
     {"event": "shutdown_wanted", "kernel_id", "restart"}   was answered; the daemon is to do it
 
 Held and asleep, ``kernel_info``, ``comm_info``, ``interrupt`` and ``shutdown`` requests, heartbeats
-and subscriptions are answered by the bridge. Everything else is intent: up to 64 MiB or 10,000
-messages wait in memory, the rest in the clients' sockets. Those in memory die with the bridge process,
-like what libzmq holds; a kernel that was held is awake in the next one. Events are not repeated to a
-daemon that comes later: ``status`` tells that something waits.
+and subscriptions are answered by the bridge, and so is the debugger's ``debugInfo``, which JupyterLab
+asks for each notebook it opens, if the kernel has answered it since the debugger last did something.
+Everything else is intent: up to 64 MiB or 10,000 messages wait in memory, the rest in the clients'
+sockets. Those in memory die with the bridge process, like what libzmq holds; a kernel that was held is
+awake in the next one. Events are not repeated to a daemon that comes later: ``status`` tells that
+something waits.
 
 Freezing needs no more than ``hold``: the processor may be taken from a held kernel for as long as one
 likes, intent is told as above, and after it was given back comes ``release``, or a snapshot and ``sleep``.

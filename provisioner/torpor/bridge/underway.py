@@ -24,12 +24,14 @@ class Underway:
     """Requests without a reply, questions without an answer, threads that a debugger has stopped.
 
     ``asked_s``: when something else than a look was last passed to the kernel; 0 is never.
+    ``debug_info``: what the kernel last said about its debugger, unless something happened since.
     """
 
-    __slots__ = ("_asking", "_requests", "_stopped", "asked_s")
+    __slots__ = ("_asking", "_requests", "_stopped", "asked_s", "debug_info")
 
     def __init__(self) -> None:
         self.asked_s = 0.0
+        self.debug_info: dict[str, object] | None = None
         self._requests: dict[bytes, bytes] = {}
         self._asking = False
         self._stopped: set[object] = set()
@@ -39,6 +41,7 @@ class Underway:
         self._requests.clear()
         self._asking = False
         self._stopped.clear()
+        self.debug_info = None
 
     def passed(self, header: Part) -> None:
         """Note a message that was passed to the kernel on shell or control."""
@@ -73,7 +76,8 @@ class Underway:
         self._asking = False
 
     def debugged(self, kind: str, content: Part) -> None:
-        """Note a ``debug_event``, or the ``debug_reply`` that says that the debugger has left."""
+        """Note a ``debug_event``, or a ``debug_reply``: to debugInfo, or that the debugger has left."""
+        self.debug_info = None
         try:
             said = parse_object(content, MAX_DEBUG_BYTES)
         except Malformed:
@@ -84,6 +88,8 @@ class Underway:
         thread = thread if isinstance(thread, int | str) else None
         if kind == "debug_reply":
             self._debugger_replied(said.get("command"), body)
+            if said.get("command") == "debugInfo" and said.get("success") is True:
+                self.debug_info = body
         elif said.get("event") == "stopped":
             if len(self._stopped) < MAX_NOTED:
                 self._stopped.add(thread)

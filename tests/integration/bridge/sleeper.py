@@ -43,6 +43,7 @@ class KernelStandin(Standin):
 
     def __init__(self, folder: Path, checkpoint: tuple[Link, dict[str, Any]] | None = None) -> None:
         self.memory: dict[str, Any] = {"ran": [], "heard": [], "comms": {"c1": "t", "c2": "u"}}
+        self.memory["debugger"] = {"isStarted": False, "breakpoints": []}
         self.mute: set[str] = set()
         self.count = 0
         if checkpoint is not None:
@@ -146,6 +147,9 @@ class KernelStandin(Standin):
             return {"comms": {ident: {"target_name": name} for ident, name in comms}}
         if kind == "kernel_info_request":
             return KERNEL_INFO
+        if content.get("command") == "debugInfo":
+            known = {"type": "response", "success": True, "request_seq": content["seq"]}
+            return {**known, "command": "debugInfo", "body": self.memory["debugger"]}
         return {"status": "ok"} if kind.endswith("_request") else None
 
 

@@ -243,6 +243,27 @@ async def test_intent_is_told_once_and_waits(bed: Bed, kind: str) -> None:
     assert (await bed.status())["state"] == "awake"
 
 
+async def test_a_notebook_that_is_opened_again_wakes_nobody(bed: Bed) -> None:
+    """JupyterLab asks each kernel for its debugger, too."""
+    control = bed.raw.dealer("control", identity=b"lab")
+    del bed.request["kernel_id"]
+    await bed.wake()
+    asked = await ask(bed, control, "debug_request", command="debugInfo", seq=7)
+    await bed.fall_asleep()
+    for restart in (False, True):
+        if restart:
+            await reopened(bed)
+        again = await ask(bed, control, "debug_request", command="debugInfo", seq=8)
+        assert again["content"] == {**asked["content"], "request_seq": 8}
+    await bed.wake()
+    await ask(bed, control, "debug_request", command="setBreakpoints", seq=9)
+    await bed.fall_asleep()
+    assert bed.told("intent") == []
+    control.send_multipart(bed.raw.request("debug_request", command="debugInfo", seq=10))
+    await bed.waits(1)
+    assert len(bed.told("intent")) == 1
+
+
 async def test_an_answer_to_a_question_is_intent(bed: Bed) -> None:
     stdin = bed.raw.dealer("stdin")
     stdin.send_multipart(bed.raw.request("input_reply", value="1"))

@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from jupyter_client.blocking.client import BlockingKernelClient
 from torpor.bridge.client import BridgeRefused
 from torpor.link import Channel
 
@@ -172,6 +174,13 @@ async def test_a_reply_that_its_client_comes_late_for(bed: Bed) -> None:
     assert (await ask(bed, dealer, "execute_request", code="1"))["parent_header"]["msg_id"] != "x"
 
 
+def debug_info(client: BlockingKernelClient, seq: int) -> dict[str, Any]:
+    """Ask as JupyterLab does for a notebook that is opened."""
+    content = {"type": "request", "seq": seq, "command": "debugInfo", "arguments": {}}
+    client.control_channel.send(client.session.msg("debug_request", content))
+    return dict(client.get_control_msg(timeout=20)["content"])
+
+
 async def test_a_real_kernel_dreams_on(world: World) -> None:
     """The guest's process is stopped instead of checkpointed; everything else is the real thing."""
     await world.open()
@@ -180,7 +189,10 @@ async def test_a_real_kernel_dreams_on(world: World) -> None:
     await world.run(
         outputs, client, "from comm import create_comm; c = create_comm(target_name='t')"
     )
+    debugger = await world.run(debug_info, client, 1)
+    assert debugger["body"]["isStarted"] is False
     guest = world.sandboxes[0]
+    await asyncio.sleep(0.2)
     start = time.monotonic()
     memory = (await world.bridge.call("hold", kernel_id="k1"))["memory"]
     print(f"held after {(time.monotonic() - start) * 1000:.0f} ms")
@@ -198,6 +210,9 @@ async def test_a_real_kernel_dreams_on(world: World) -> None:
     assert comms["content"]["comms"] == {
         ident: {"target_name": "t"} for ident in memory["seen"]["comms"]
     }
+    assert await world.run(debug_info, client, 2) == {**debugger, "request_seq": 2}
+    status = await world.bridge.call("status", kernel_id="k1")
+    assert (status["state"], status["waiting"]) == ("asleep", 0)
     running = asyncio.create_task(world.run(outputs, client, "print(x + 1)"))
     await asyncio.sleep(0.3)
     assert (await world.bridge.call("status", kernel_id="k1"))["waiting"] == 1

@@ -153,6 +153,48 @@ def test_what_does_not(kind: str, content: bytes) -> None:
     assert underway.reason() is not None
 
 
+DEBUG_INFO = packed(command="debugInfo", success=True, body={"isStarted": False})
+
+
+def test_what_is_known_of_a_debugger_holds_until_it_does_something() -> None:
+    underway = Underway()
+    underway.debugged("debug_reply", DEBUG_INFO)
+    assert underway.debug_info == {"isStarted": False}
+    for kind, content in (
+        ("debug_reply", packed(command="initialize", success=True, body={})),
+        ("debug_reply", packed(command="debugInfo", success=False, body={})),
+        ("debug_reply", b"x" * 100_000),
+        ("debug_event", packed(event="output", body={})),
+    ):
+        underway.debugged("debug_reply", DEBUG_INFO)
+        underway.debugged(kind, content)
+        assert underway.debug_info is None
+    underway.debugged("debug_reply", DEBUG_INFO)
+    underway.clear()
+    assert underway.debug_info is None
+
+
+def test_only_the_question_for_the_debugger_is_answered() -> None:
+    presence = Presence()
+    presence.learn(None, None, {"isStarted": False})
+    said = presence.answer("debug_request", packed(command="debugInfo", seq=3))
+    assert said is not None
+    assert [one.kind for one in said] == ["status", "debug_reply", "status"]
+    assert json.loads(said[1].content) == {
+        "type": "response",
+        "request_seq": 3,
+        "success": True,
+        "command": "debugInfo",
+        "body": {"isStarted": False},
+    }
+    for content in (packed(command="initialize", seq=1), b"", b"[]"):
+        assert presence.answer("debug_request", content) is None
+    presence.learn(None, None, {"x": float("nan")})
+    assert presence.answer("debug_request", packed(command="debugInfo", seq=3)) is None
+    presence.learn(None, None)
+    assert presence.answer("debug_request", packed(command="debugInfo", seq=3)) is None
+
+
 # -- waiting ---------------------------------------------------------------------------------
 
 
