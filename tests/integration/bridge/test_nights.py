@@ -122,6 +122,10 @@ async def test_whole_nights_of_clients_that_do_not_sleep(bed: Bed) -> None:
         if not await held(bed):
             refusals += 1
             continue
+        if choice.random() < 0.3:  # frozen for a while
+            bed.guest.pause()
+            await a_moment()
+            bed.guest.go_on()
         await a_moment()
         if choice.random() < 0.2:
             await bed.call("release")
@@ -137,6 +141,12 @@ async def test_whole_nights_of_clients_that_do_not_sleep(bed: Bed) -> None:
             with pytest.raises(BridgeRefused, match="did not answer"):
                 await bed.call("wake", timeout_s=0.02, **nobody.fifos)
             nobody.close()
+        if choice.random() < 0.3:  # restored, and found to be ill
+            await bed.wake(held=True)
+            await bed.call("rpc", method="status", params={})
+            await a_moment()
+            await bed.call("sleep")
+            bed.guest.close()
         await bed.wake(held=choice.random() < 0.5)
         await a_moment()
         await bed.call("release")
