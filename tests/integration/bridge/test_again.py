@@ -149,10 +149,11 @@ async def test_what_came_after_the_hold_is_not_repeated_by_another_bridge(bed: B
     assert await overheard(bed, listener, 2) == ["busy execute_request", "idle execute_request"]
 
 
-WHENCE = ("awake", "busy", "held", "asleep", "dead", "holding", "waking", "unlinked")
+WHENCE = ("awake", "asleep", "dead", "holding", "waking")
+RARELY = [pytest.param(whence, marks=pytest.mark.slow) for whence in ("held", "busy", "unlinked")]
 
 
-@pytest.mark.parametrize("whence", WHENCE)
+@pytest.mark.parametrize("whence", [*WHENCE, *RARELY])
 async def test_back_to_an_older_snapshot(bed: Bed, whence: str) -> None:
     dealer, listener = bed.raw.dealer(identity=b"me"), bed.raw.listener()
     await receive(listener)
