@@ -56,9 +56,11 @@ something waits.
 
 Freezing needs no more than ``hold``: the processor may be taken from a held kernel for as long as one
 likes, intent is told as above, and after it was given back comes ``release``, or a snapshot and ``sleep``.
+After the death of the bridge process that held it, it must be given back before the next one is used.
 
 ``memory`` (``memory``) goes with the snapshot made next. It says where the link stood: the guest in an
 older snapshot knows less of the link than the bridge, and opens it only with a host that knows no more.
+So ``open`` with ``asleep`` and the memory of another kernel's snapshot makes a fork of that kernel.
 """
 
 from __future__ import annotations
