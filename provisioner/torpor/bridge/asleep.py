@@ -7,7 +7,11 @@
 
 Held, the link is up and the kernel stands still: its state may be saved. Asleep there is no link. In
 both, clients meet the ``desk``, which answers what only looks; everything else waits, in order, for
-``release`` or ``wake``.
+``release`` or ``wake``, and is told. So a kernel that is held may also be frozen, and go on later.
+
+A restored guest remembers the link as it was in its snapshot. What passed over the link of a kernel
+that was woken and never released (a health check) is not in there: so ``sleep`` takes such a kernel
+back to what it was before, and the same snapshot can be restored again.
 
 Also an interrupt of a kernel that is only held is answered and not passed: it stands still, so there
 is nothing to interrupt, and a message to it could get lost in the checkpoint.
@@ -16,20 +20,22 @@ is nothing to interrupt, and a message to it could get lost in the checkpoint.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from torpor.bridge.body import Body
 from torpor.bridge.desk import FrontDesk, Publish
 from torpor.bridge.endpoints import Keys
-from torpor.bridge.hold import Hold, Subject, reason_to_go_on
-from torpor.bridge.presence import parse_seen
+from torpor.bridge.hold import Hold, reason_to_go_on
+from torpor.bridge.presence import Seen, parse_seen
 from torpor.bridge.probe import Probe
 from torpor.bridge.protocol import Fifos, RequestError
 from torpor.bridge.reactor import Reactor, Timer
-from torpor.bridge.record import Record
-from torpor.bridge.relay import Relay
 from torpor.link import Opened
+
+_NO_LINK = "there is no open link to the guest"
 
 Ended = Callable[[RequestError | None, dict[str, Any]], None]
 
@@ -40,23 +46,6 @@ class State(enum.Enum):
     AWAKE = "awake"
     HELD = "held"
     ASLEEP = "asleep"
-
-
-class Body(Subject, Protocol):
-    """The kernel whose hibernation this is."""
-
-    kernel_id: str
-    record: Record
-    relay: Relay
-
-    def connect_again(self, fifos: Fifos) -> None:
-        """Open the link where it was left; ``Hibernation.opened`` or ``link_failed`` follows."""
-
-    def disconnect(self) -> None:
-        """Give up the link and nothing else."""
-
-    def remember(self) -> dict[str, Any]:
-        """Record, and give, what is known about the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +66,26 @@ class Hibernation:
         self._hold: Hold | None = None
         self._hold_ended: Ended | None = None
         self._waking: _Waking | None = None
+        self._hold_id = ""
+        self._asleep_as: Mapping[str, Any] | None = None  # until what was restored is released
         self.state = State.AWAKE
+
+    @property
+    def restorable(self) -> bool:
+        """Whether what is known is of a snapshot: it must not be replaced by anything newer."""
+        return self._asleep_as is not None
+
+    def busy_reason(self) -> str | None:
+        """Give why the kernel should not be put to sleep now, for a person; None when it may be."""
+        if self.state is State.ASLEEP:
+            return None
+        line = self._body.line
+        if line is None or not line.open:
+            return _NO_LINK
+        reason = reason_to_go_on(self._body)
+        if reason is None and len(self._body.endpoints.waiting):
+            return "messages wait for the kernel"
+        return reason
 
     # -- operations --------------------------------------------------------------------------
 
@@ -87,18 +95,16 @@ class Hibernation:
         Raises:
             RequestError: ``busy``, ``link``, or ``state``.
         """
+        if self.state is not State.HELD:
+            self._require(State.AWAKE)
+        reason = self.busy_reason()
+        if reason is not None:
+            raise RequestError("link" if reason is _NO_LINK else "busy", reason)
         if self.state is State.HELD:
+            if self._asleep_as is not None:  # restored, and now to be saved again
+                self._asleep_as, self._hold_id = None, uuid.uuid4().hex
             ended(None, {"memory": self._body.remember()})
             return
-        self._require(State.AWAKE)
-        line = self._body.line
-        if line is None or line.closed or not line.open:
-            raise RequestError("link", "there is no open link to the guest")
-        reason = reason_to_go_on(self._body)
-        if reason is None and len(self._body.endpoints.waiting):
-            reason = "messages to the kernel wait for room"
-        if reason is not None:
-            raise RequestError("busy", reason)
         probe = Probe(self._signer, kernel_info_too=not self._body.guest.kernel_info)
         hold = Hold(self._reactor, self._body, probe, timeout_s, self._end_hold)
         self._hold, self._hold_ended = hold, ended
@@ -122,24 +128,28 @@ class Hibernation:
             self._awake()
         return {}
 
-    def sleep(self) -> dict[str, Any]:
+    def sleep(self, memory: Mapping[str, Any] | None) -> dict[str, Any]:
         """Give up the link. What clients have not taken yet is still sent to them. Twice is fine.
+
+        A kernel that is being woken, or was and is not released, is as asleep as before. ``memory``:
+        from any state, as if it had been put to sleep when that was given.
 
         Raises:
             RequestError: ``state``: not held, or the kernel died meanwhile.
         """
-        body = self._body
-        if self.state is not State.ASLEEP:
-            self._require(State.HELD)
-            if body.guest.dead:
-                raise RequestError("state", "the kernel has died")
-            for message in body.endpoints.let_go():
-                body.record.handled(message.channel, message.seq + 1)
-            body.disconnect()
-            body.guest.fail_calls("link", "the kernel was put to sleep")
-            self.state = State.ASLEEP
-            body.remember()
-        return {"waiting": len(body.endpoints.waiting)}
+        if self._waking is not None:
+            self._stay_asleep("the kernel was put to sleep again")
+        if memory is not None:
+            self._body.disconnect()  # so that what waits does not go there
+            self._break_off("the sandbox was given up")
+            self.begin_asleep(memory)
+            self._desk.forget_telling()
+            self._desk.look_again()
+        elif self.state is State.HELD and self._asleep_as is not None:
+            self.begin_asleep(self._asleep_as)
+        elif self.state is not State.ASLEEP:
+            self._fall_asleep()
+        return {"waiting": len(self._body.endpoints.waiting)}
 
     def wake(self, fifos: Fifos, timeout_s: float, *, held: bool, ended: Ended) -> None:
         """Go on with the restored guest; ``ended`` is called when the link is open, or will not.
@@ -167,16 +177,21 @@ class Hibernation:
 
     # -- what happens to the kernel ------------------------------------------------------------
 
-    def begin_asleep(self, remembered: object) -> None:
-        """Start out asleep, with what an earlier process had recorded."""
-        self._desk.presence.learn(self._body.guest.kernel_info, parse_seen(remembered))
+    def begin_asleep(self, memory: Mapping[str, Any]) -> None:
+        """Be asleep from now on, as ``memory`` says."""
+        self._asleep_as = None
+        self._body.fall_back(memory)
+        hold_id = memory.get("hold_id")
+        self._hold_id = hold_id if isinstance(hold_id, str) else ""
+        self._asleep_as = memory
+        self._learn(parse_seen(memory.get("seen")))
         self.state = State.ASLEEP
         self._body.endpoints.divert(self._desk)
 
-    def remembered(self) -> dict[str, Any] | None:
+    def remembered(self) -> dict[str, Any]:
         """Give what ``begin_asleep`` wants."""
         seen = self._desk.presence.seen
-        return seen.to_json() if seen is not None else None
+        return {"seen": seen.to_json() if seen is not None else None, "hold_id": self._hold_id}
 
     def opened(self, opened: Opened) -> bool:
         """A link is open; False if it must not be used, as it was given up at once."""
@@ -208,14 +223,33 @@ class Hibernation:
 
     def reset(self, reason: str) -> None:
         """The sandbox is given up: awake from now on. What waits, waits for the next one."""
-        if self._hold is not None:
-            self._end_hold(reason, code="link")
-        if self._waking is not None:
-            self._stay_asleep(reason)
+        self._break_off(reason)
         if self.state is not State.AWAKE:
             self._awake()
 
     # -- inner -------------------------------------------------------------------------------
+
+    def _fall_asleep(self) -> None:
+        self._require(State.HELD)
+        body = self._body
+        if body.guest.dead:
+            raise RequestError("state", "the kernel has died")
+        for message in body.endpoints.let_go():
+            body.record.handled(message.channel, message.seq + 1)
+        body.disconnect()
+        body.guest.fail_calls("link", "the kernel was put to sleep")
+        self.state = State.ASLEEP
+        self._asleep_as = body.remember()
+
+    def _learn(self, seen: Seen | None) -> None:
+        body = self._body
+        self._desk.presence.learn(body.guest.kernel_info, seen, body.underway.debug_info)
+
+    def _break_off(self, reason: str) -> None:
+        if self._hold is not None:
+            self._end_hold(reason, code="link")
+        if self._waking is not None:
+            self._stay_asleep(reason)
 
     def _require(self, state: State) -> None:
         if self._hold is not None or self._waking is not None:
@@ -236,8 +270,8 @@ class Hibernation:
             return
         if hold.probe.kernel_info is not None:
             self._body.guest.kernel_info = hold.probe.kernel_info
-        self._desk.presence.learn(self._body.guest.kernel_info, hold.probe.seen)
-        self.state = State.HELD
+        self._learn(hold.probe.seen)
+        self.state, self._hold_id = State.HELD, uuid.uuid4().hex
         ended(None, {"memory": self._body.remember()})
         self._desk.look_again()
         self._body.endpoints.collect()  # which may have made room
@@ -250,6 +284,6 @@ class Hibernation:
         waking.ended(RequestError("link", reason), {})
 
     def _awake(self) -> None:
-        self.state = State.AWAKE
+        self.state, self._hold_id, self._asleep_as = State.AWAKE, "", None
         self._desk.forget_telling()
         self._body.endpoints.pass_on()

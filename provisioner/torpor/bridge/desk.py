@@ -8,7 +8,8 @@ from typing import Any
 
 from torpor.bridge.counters import Counters
 from torpor.bridge.endpoints import Endpoints
-from torpor.bridge.presence import ONLY_LOOKING, Presence, kind_of, wants_restart
+from torpor.bridge.messages import ONLY_LOOKING
+from torpor.bridge.presence import Presence, kind_of, wants_restart
 from torpor.bridge.replies import Said, Speaker, refused, stranger
 from torpor.bridge.signing import Part, Signer
 from torpor.bridge.waiting import Entry

@@ -22,6 +22,8 @@ from torpor.bridge.waiting import ROUTED, Waiting
 from torpor.link import Channel, Message
 
 LINGER_MS = 1_000  # as ipykernel: the last replies and outputs still get out
+RESUME_SUBSCRIBERS_S = 3.0
+RESUME_CLIENTS_S = 2.0
 BEATS_PER_TURN = 32
 MAX_BEAT_BYTES = 4_096
 
@@ -55,6 +57,7 @@ class Endpoints:
         self._shared = shared
         self._client = client
         self._beating = beating
+        self._record = record
         self._sockets, self.ports = open_sockets(context, client)
         self._gate = Gate(keys.client, keys.guest, shared.counters, underway)
         self._inlets = {
@@ -129,11 +132,13 @@ class Endpoints:
             self._recheck_due = True
             self._shared.reactor.soon(self._shared.owner, self._recheck)
 
-    def expect_clients(self, subscribers: int, iopub_s: float, replies_s: float) -> None:
-        """Wait for clients to come back before their messages are sent (after a bridge's death)."""
-        self.subscriptions.expect(subscribers, iopub_s)
+    def expect_clients(self, *, welcome: bool) -> None:
+        """Wait for an earlier bridge process's clients to come back before they are sent anything."""
+        if welcome:
+            self.subscriptions.welcome_all()
+        self.subscriptions.expect(self._record.subscribers, RESUME_SUBSCRIBERS_S)
         for outlet in self._replies.values():
-            outlet.expect_clients(replies_s)
+            outlet.expect_clients(RESUME_CLIENTS_S)
 
     def turn_over(self) -> None:
         """After a turn of the line: whoever waited for room goes on.

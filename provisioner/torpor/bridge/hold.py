@@ -10,34 +10,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-from torpor.bridge.activity import Activity
-from torpor.bridge.counters import Counters
-from torpor.bridge.endpoints import Endpoints
-from torpor.bridge.guest import Guest
-from torpor.bridge.line import Line
+from torpor.bridge.body import Subject
 from torpor.bridge.probe import Probe
-from torpor.bridge.reactor import Owner, Reactor, Timer
-from torpor.bridge.underway import Underway
+from torpor.bridge.reactor import Reactor, Timer
 from torpor.link import Channel, QueueFull
 
 LOOK_S = 0.002
 STILL_S = 0.005  # nothing has moved for so long
 PROBE_S = 2.0
-
-
-class Subject(Owner, Protocol):
-    """The kernel that is to stand still."""
-
-    guest: Guest
-    activity: Activity
-    underway: Underway
-    counters: Counters
-    endpoints: Endpoints
-
-    @property
-    def line(self) -> Line | None: ...
 
 
 def reason_to_go_on(kernel: Subject) -> str | None:
@@ -47,6 +28,16 @@ def reason_to_go_on(kernel: Subject) -> str | None:
     if kernel.activity.state != "idle":
         return f"the kernel is {kernel.activity.state}"
     return kernel.underway.reason()
+
+
+def idle_since(kernel: Subject) -> float:
+    """Give when ``kernel`` was last asked for something, ran something, or said something.
+
+    Seconds since 1970; now while it runs something. Questions that only look do not count.
+    """
+    if kernel.activity.state == "busy":
+        return time.time()
+    return max(kernel.activity.last_s, kernel.underway.asked_s)
 
 
 class Hold:

@@ -11,18 +11,20 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
 from torpor.bridge.activity import Activity
 from torpor.bridge.asleep import Hibernation, State
 from torpor.bridge.counters import Counters
+from torpor.bridge.desk import Publish
 from torpor.bridge.endpoints import Endpoints, Keys
 from torpor.bridge.guest import Answer, Guest
-from torpor.bridge.hold import reason_to_go_on
+from torpor.bridge.hold import idle_since
 from torpor.bridge.inflight import InFlight
 from torpor.bridge.line import Line, LineEvents
+from torpor.bridge.memory import memory_of, newer, recall, recall_asleep
 from torpor.bridge.messages import Malformed, iso_time
 from torpor.bridge.outlet import Shared
 from torpor.bridge.protocol import Fifos, OpenRequest, RequestError
@@ -34,17 +36,9 @@ from torpor.bridge.sockets import Socket
 from torpor.bridge.underway import Underway
 from torpor.link import Channel, Message, Opened, QueueFull
 
-RESUME_SUBSCRIBERS_S = 3.0
-RESUME_CLIENTS_S = 2.0
 STATUS_TIMEOUT_S = 10.0
 
 logger = logging.getLogger(__name__)
-
-
-class KernelEvents(Protocol):
-    """Who is told about a kernel: the control connections."""
-
-    def publish(self, event: dict[str, Any]) -> None: ...
 
 
 class Kernel:
@@ -54,7 +48,7 @@ class Kernel:
         self,
         reactor: Reactor,
         context: zmq.Context[Socket],
-        events: KernelEvents,
+        publish: Publish,
         request: OpenRequest,
         folder: Path,
     ) -> None:
@@ -66,7 +60,7 @@ class Kernel:
         """
         self.kernel_id = request.kernel_id
         self._reactor = reactor
-        self._events = events
+        self._publish = publish
         self.counters = Counters()
         self.activity = Activity()
         self.underway = Underway()
@@ -86,10 +80,12 @@ class Kernel:
             )
             undo.callback(self.endpoints.close)
             self.relay = Relay(self, keys.client, self._finished)
-            self.hibernation = Hibernation(reactor, self, keys, events.publish)
+            self.hibernation = Hibernation(reactor, self, keys, publish)
             undo.callback(self.unlink)
             if request.fifos is None:
-                self._begin_asleep(request.memory)
+                known = newer(self.record.load_state(), request.memory)
+                self.hibernation.begin_asleep(known)
+                self.endpoints.expect_clients(welcome=self.guest.iopub_welcome)
             else:
                 self._connect(request.fifos, resume=request.resume)
             undo.pop_all()
@@ -129,12 +125,22 @@ class Kernel:
             self.line = None
         self._link_state, self._link_error = "closed", ""
 
-    def remember(self) -> dict[str, Any]:
-        """Part of ``Body``: what ``open`` takes as ``memory``."""
-        state = {**self.guest.to_json(), "seen": self.hibernation.remembered()}
-        with contextlib.suppress(OSError):  # a full disk must not stop the kernel
-            self.record.save_state(state)
-        return state
+    def fall_back(self, memory: Mapping[str, Any]) -> None:
+        """Part of ``Body``."""
+        self.disconnect()
+        self.endpoints.let_go()
+        self.guest.forget()
+        self._begin_anew()
+        recall_asleep(self, memory)
+        self.remember(memory)
+
+    def remember(self, memory: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Part of ``Body``: record, and give, what is known, or ``memory`` instead."""
+        known = dict(memory or memory_of(self, self.hibernation.remembered()))
+        if not self.hibernation.restorable:
+            with contextlib.suppress(OSError):  # a full disk must not stop the kernel
+                self.record.save_state(known)
+        return known
 
     def call(
         self, method: str, params: Mapping[str, Any], timeout_s: float, answer: Answer
@@ -153,14 +159,14 @@ class Kernel:
         line = self.line
         return {
             "state": self.hibernation.state.value,
-            "busy_reason": reason_to_go_on(self) if self.hibernation.state is State.AWAKE else None,
-            "idle_since": self.activity.last_s,
             "waiting": len(self.endpoints.waiting),
             "link": self._link_state,
             "link_error": self._link_error or None,
             **self.guest.to_json(),
             "execution_state": self.activity.state,
             "last_activity": iso_time(self.activity.last_s),
+            "idle_since": idle_since(self),
+            "busy_reason": self.hibernation.busy_reason(),
             "counters": self.counters.to_json(),
             "guest_stderr": line.stderr_tail if line is not None else self._stderr_tail,
             "ports": self.endpoints.ports,
@@ -186,7 +192,7 @@ class Kernel:
         if not self.hibernation.opened(opened):
             return
         event = {"event": "link_open", "kernel_id": self.kernel_id, "resumed": opened.resumed}
-        self._events.publish(event)
+        self._publish(event)
         if self._resumed:
             self._resumed = False
             self.guest.call("status", {}, STATUS_TIMEOUT_S, self._learn_status)
@@ -209,7 +215,7 @@ class Kernel:
         self.endpoints.detach()
         self.guest.fail_calls("link", reason)
         event = {"event": "link_failed", "kernel_id": self.kernel_id, "message": reason}
-        self._events.publish(event)
+        self._publish(event)
 
     # -- what guest, endpoints and reactor tell ------------------------------------------------
 
@@ -225,7 +231,7 @@ class Kernel:
             if self.guest.iopub_welcome:
                 self.endpoints.subscriptions.welcome_all()
         self.remember()
-        self._events.publish({"event": "guest", "kernel_id": self.kernel_id, "body": body})
+        self._publish({"event": "guest", "kernel_id": self.kernel_id, "body": body})
 
     def _finished(self, message: Message) -> None:
         """A message from the guest was handed to libzmq, or dropped for good."""
@@ -262,7 +268,8 @@ class Kernel:
     def _connect(self, fifos: Fifos, *, resume: bool) -> None:
         self._open_line(fifos, resume=resume)
         if self._resumed:
-            self._recall(self.record.load_state(), busy=self.record.busy)
+            recall(self, self.record.load_state(), busy=self.record.busy)
+            self.endpoints.expect_clients(welcome=self.guest.iopub_welcome)
         assert self.line is not None
         self.endpoints.attach(self.line)
 
@@ -278,21 +285,6 @@ class Kernel:
         except OSError as exc:
             raise RequestError("fifo", f"cannot open the link: {exc}") from exc
         self._link_state, self._link_error = "opening", ""
-
-    def _begin_asleep(self, memory: Mapping[str, Any]) -> None:
-        state = self.record.load_state() or memory
-        self._recall(state, busy=False)
-        self.hibernation.begin_asleep(state.get("seen"))
-
-    def _recall(self, state: Mapping[str, Any], *, busy: bool) -> None:
-        """Take over from an earlier bridge process, whose clients will be back in a moment."""
-        self.guest.load(state)
-        self.activity.resumed(busy=busy, known=self.guest.state == "ready")
-        if self.guest.iopub_welcome:
-            self.endpoints.subscriptions.welcome_all()
-        self.endpoints.expect_clients(
-            self.record.subscribers, RESUME_SUBSCRIBERS_S, RESUME_CLIENTS_S
-        )
 
     def _send_rpc(self, request: bytes) -> None:
         if self.line is not None and not self.line.closed:

@@ -40,6 +40,8 @@ PRESENCE = frozenset(
         "debug_request",
     }
 )
+# Those of them that wake no kernel and keep none awake.
+ONLY_LOOKING = frozenset({"kernel_info_request", "comm_info_request"})
 _OPEN, _CLOSE = b"{}"
 _BLANKS = 64
 _SPACE = " \t\n\r"

@@ -17,8 +17,6 @@ from torpor.bridge.signing import Part
 
 MAX_COMMS_BYTES = 1 << 20  # some 10,000 comms
 MAX_CONTENT_BYTES = 65_536
-# while these are asked, a kernel may still be put to sleep
-ONLY_LOOKING = frozenset({"kernel_info_request", "comm_info_request"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +64,17 @@ class Presence:
     def __init__(self) -> None:
         self.seen: Seen | None = None
         self._kernel_info: bytes | None = None
+        self._debug_info: Mapping[str, Any] | None = None
 
-    def learn(self, kernel_info: Mapping[str, Any] | None, seen: Seen | None) -> None:
+    def learn(
+        self,
+        kernel_info: Mapping[str, Any] | None,
+        seen: Seen | None,
+        debug_info: Mapping[str, Any] | None = None,
+    ) -> None:
         """Take over what there is to know; None is "not known"."""
         self.seen = seen
+        self._debug_info = debug_info
         self._kernel_info = None
         if kernel_info:
             with contextlib.suppress(ValueError):  # a NaN: no client could read it
@@ -81,12 +86,30 @@ class Presence:
             return answered("kernel_info_reply", self._kernel_info)
         if kind == "comm_info_request" and self.seen is not None:
             return answered("comm_info_reply", self._comm_info(self.seen.comms, content))
+        if kind == "debug_request" and self._debug_info is not None:
+            return self._debugger(self._debug_info, content)
         if kind == "interrupt_request":  # an idle kernel has nothing to interrupt
             return answered("interrupt_reply", b'{"status": "ok"}')
         if kind == "shutdown_request":
             restart = wants_restart(content)
             reply = packed({"status": "ok", "restart": restart})
             return answered("shutdown_reply", reply, published="shutdown")
+        return None
+
+    def _debugger(self, known: Mapping[str, Any], content: Part) -> list[Said] | None:
+        """JupyterLab asks debugInfo for every notebook that is opened."""
+        if _field(content, "command") != "debugInfo":
+            return None
+        seq = _field(content, "seq")
+        reply = {
+            "type": "response",
+            "request_seq": seq if type(seq) is int else 0,
+            "success": True,
+            "command": "debugInfo",
+            "body": known,
+        }
+        with contextlib.suppress(ValueError):  # a NaN
+            return answered("debug_reply", packed(reply))
         return None
 
     def _comm_info(self, comms: Mapping[str, str], content: Part) -> bytes:

@@ -15,19 +15,28 @@ and those of the guest, passed on as they are. An operation that fails has chang
 ``open {client, guest_key, fifo_in, fifo_out, fifo_err?, resume?} -> {ports}``
 ``open {client, guest_key, resume: true, asleep: true, memory?} -> {ports}``
     ``resume``: as a bridge process before this one had it. Asleep there are no FIFOs; what is
-    known comes from the record or, if that is lost, from ``memory``.
+    known comes from the record or, if that is lost or of another hold, from ``memory``.
 ``close {}``, ``unlink {}``, ``relink {fifo_in, fifo_out, fifo_err?}``
     The kernel is awake after ``unlink`` and ``relink``; what waited goes to the new sandbox.
-``rpc {method, params, timeout_s?}`` -> the guest's result
+``rpc {method, params, timeout_s?}`` -> the guest's result; also while held
 ``status {} -> {state: "awake|held|asleep", waiting: n, link, guest, execution_state, …}``
+    ``busy_reason``: why it should not be put to sleep now, a text as ``hold`` gives, else null.
+    ``idle_since``: when it was last asked for something, ran, or said something, in seconds since
+    1970 (now while it runs). Looking (below) does not count, nor do statuses that it causes;
+    ``last_activity`` is what jupyter_server would say.
 
 Hibernation (``asleep``)::
 
     hold {timeout_s?}  -> {memory}     nothing is in flight, and nothing is passed to the guest.
         busy: readable, and temporary: the kernel is busy or asks for input, a debugger has stopped
         it, a request has no reply, it or a client keeps talking. link: it has no open link.
+        Held already: the memory as of now; busy also if something waits. It is held either way.
     release {}         -> {}           undo hold; what waited is passed
-    sleep {}           -> {waiting}    after hold: the link is given up
+    sleep {memory?}    -> {waiting}    after hold: the link is given up
+        After wake with held: true and before release, and while waking: undo wake. The kernel is
+        as asleep as before, and the same snapshot can be restored again.
+        With memory: from any state, as if it had slept since that was given. For the restore of an
+        older snapshot. What the kernel was doing is lost, what waits is kept.
     wake {fifo_in, fifo_out, fifo_err?, timeout_s?, held?} -> {waiting}
         The link to the restored guest is open, and what waited is being passed; with held: true only
         after release. fifo, link: still asleep, everything still waits.
@@ -38,10 +47,20 @@ Hibernation (``asleep``)::
     {"event": "shutdown_wanted", "kernel_id", "restart"}   was answered; the daemon is to do it
 
 Held and asleep, ``kernel_info``, ``comm_info``, ``interrupt`` and ``shutdown`` requests, heartbeats
-and subscriptions are answered by the bridge. Everything else is intent: up to 64 MiB or 10,000
-messages wait in memory, the rest in the clients' sockets. Those in memory die with the bridge process,
-like what libzmq holds; a kernel that was held is awake in the next one. Events are not repeated to a
-daemon that comes later: ``status`` tells that something waits.
+and subscriptions are answered by the bridge, and so is the debugger's ``debugInfo``, which JupyterLab
+asks for each notebook it opens, if the kernel has answered it since the debugger last did something.
+Everything else is intent: up to 64 MiB or 10,000 messages wait in memory, the rest in the clients'
+sockets. Those in memory die with the bridge process, like what libzmq holds; a kernel that was held is
+awake in the next one. Events are not repeated to a daemon that comes later: ``status`` tells that
+something waits.
+
+Freezing needs no more than ``hold``: the processor may be taken from a held kernel for as long as one
+likes, intent is told as above, and after it was given back comes ``release``, or a snapshot and ``sleep``.
+After the death of the bridge process that held it, it must be given back before the next one is used.
+
+``memory`` (``memory``) goes with the snapshot made next. It says where the link stood: the guest in an
+older snapshot knows less of the link than the bridge, and opens it only with a host that knows no more.
+So ``open`` with ``asleep`` and the memory of another kernel's snapshot makes a fork of that kernel.
 """
 
 from __future__ import annotations
@@ -124,16 +143,13 @@ def parse_open(request: Mapping[str, Any]) -> OpenRequest:
     asleep, resume = (bool(request.get(name, False)) for name in ("asleep", "resume"))
     if asleep and not resume:
         raise _bad("a kernel that is asleep can only be resumed")
-    memory = request.get("memory") or {}
-    if not isinstance(memory, Mapping):
-        raise _bad("memory must be an object")
     return OpenRequest(
         kernel_id=parse_kernel_id(request),
         client=_parse_client(client),
         fifos=None if asleep else parse_fifos(request),
         resume=resume,
         guest_key=_text(request, "guest_key").encode(),
-        memory=memory,
+        memory=parse_memory(request) or {},
     )
 
 
@@ -153,6 +169,14 @@ def parse_fifos(request: Mapping[str, Any]) -> Fifos:
         from_guest=_path(request, "fifo_out"),
         guest_stderr=_path(request, "fifo_err") if error_path else None,
     )
+
+
+def parse_memory(request: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Read ``memory``, which ``hold`` gave; None when there is none."""
+    memory = request.get("memory")
+    if memory is not None and not isinstance(memory, Mapping):
+        raise _bad("memory must be an object")
+    return memory
 
 
 def parse_number(request: Mapping[str, Any], name: str, default: float, most: float) -> float:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ class Record:
         self._words[_FIFO] = identity
         self._words[0] = _MAGIC
         return False
+
+    def set_back(self, marks: Mapping[Channel, int]) -> None:
+        """Have the next ``begin`` with ``moved`` find these."""
+        for channel, number in marks.items():
+            self._words[_NEXT + channel] = number
+        self._words[0] = _MAGIC
 
     def handled(self, channel: int, next_seq: int) -> None:
         """Note that every message of ``channel`` before ``next_seq`` was handed to libzmq."""

@@ -18,6 +18,7 @@ from torpor.bridge.protocol import (
     RequestError,
     parse_fifos,
     parse_kernel_id,
+    parse_memory,
     parse_number,
     parse_open,
     parse_reason,
@@ -69,7 +70,7 @@ class Server:
             "unlink": self._unlink,
             "close": self._close,
             "release": lambda request: self._kernel(request).hibernation.release(),
-            "sleep": lambda request: self._kernel(request).hibernation.sleep(),
+            "sleep": lambda request: self._kernel(request).hibernation.sleep(parse_memory(request)),
             "wake_failed": self._wake_failed,
             "list": lambda _: {"kernels": sorted(self.kernels)},
             "shutdown": self._shutdown,
@@ -125,7 +126,7 @@ class Server:
         wanted = parse_open(request)
         if wanted.kernel_id in self.kernels:
             raise RequestError("exists", f"kernel {wanted.kernel_id} is open already")
-        kernel = Kernel(self.reactor, self._context, self, wanted, self._records)
+        kernel = Kernel(self.reactor, self._context, self.publish, wanted, self._records)
         self.kernels[wanted.kernel_id] = kernel
         self._consider_idle()
         logger.info("kernel %s: open, ports %s", kernel.kernel_id, kernel.endpoints.ports)

@@ -8,22 +8,30 @@ stay awake. Only requests have replies, so comm messages and input replies are n
 from __future__ import annotations
 
 import re
+import time
 
-from torpor.bridge.messages import MAX_HEADER_BYTES, Malformed, parse_object
+from torpor.bridge.messages import MAX_HEADER_BYTES, ONLY_LOOKING, Malformed, parse_object
 from torpor.bridge.signing import Part
 
 MAX_NOTED = 10_000
 MAX_DEBUG_BYTES = 65_536  # what tells that a thread stopped or goes on is far shorter
 _MSG_ID = re.compile(rb'"msg_id"\s*:\s*"([^"\\]*)"')
 _REQUEST = re.compile(rb'"msg_type"\s*:\s*"(\w+_request)"')
+_LOOKING = frozenset(kind.encode() for kind in ONLY_LOOKING)
 
 
 class Underway:
-    """Requests without a reply, questions without an answer, threads that a debugger has stopped."""
+    """Requests without a reply, questions without an answer, threads that a debugger has stopped.
 
-    __slots__ = ("_asking", "_requests", "_stopped")
+    ``asked_s``: when something else than a look was last passed to the kernel; 0 is never.
+    ``debug_info``: what the kernel last said about its debugger, unless something happened since.
+    """
+
+    __slots__ = ("_asking", "_requests", "_stopped", "asked_s", "debug_info")
 
     def __init__(self) -> None:
+        self.asked_s = 0.0
+        self.debug_info: dict[str, object] | None = None
         self._requests: dict[bytes, bytes] = {}
         self._asking = False
         self._stopped: set[object] = set()
@@ -33,10 +41,13 @@ class Underway:
         self._requests.clear()
         self._asking = False
         self._stopped.clear()
+        self.debug_info = None
 
     def passed(self, header: Part) -> None:
         """Note a message that was passed to the kernel on shell or control."""
         kind = _REQUEST.search(header, 0, MAX_HEADER_BYTES)
+        if kind is None or kind[1] not in _LOOKING:
+            self.asked_s = time.time()
         if kind is None or len(self._requests) >= MAX_NOTED:
             return
         ident = _MSG_ID.search(header, 0, MAX_HEADER_BYTES)
@@ -61,10 +72,12 @@ class Underway:
 
     def answered(self) -> None:
         """Note that something was passed to the kernel on stdin."""
+        self.asked_s = time.time()
         self._asking = False
 
     def debugged(self, kind: str, content: Part) -> None:
-        """Note a ``debug_event``, or the ``debug_reply`` that says that the debugger has left."""
+        """Note a ``debug_event``, or a ``debug_reply``: to debugInfo, or that the debugger has left."""
+        self.debug_info = None
         try:
             said = parse_object(content, MAX_DEBUG_BYTES)
         except Malformed:
@@ -75,6 +88,8 @@ class Underway:
         thread = thread if isinstance(thread, int | str) else None
         if kind == "debug_reply":
             self._debugger_replied(said.get("command"), body)
+            if said.get("command") == "debugInfo" and said.get("success") is True:
+                self.debug_info = body
         elif said.get("event") == "stopped":
             if len(self._stopped) < MAX_NOTED:
                 self._stopped.add(thread)

@@ -43,6 +43,7 @@ class KernelStandin(Standin):
 
     def __init__(self, folder: Path, checkpoint: tuple[Link, dict[str, Any]] | None = None) -> None:
         self.memory: dict[str, Any] = {"ran": [], "heard": [], "comms": {"c1": "t", "c2": "u"}}
+        self.memory["debugger"] = {"isStarted": False, "breakpoints": []}
         self.mute: set[str] = set()
         self.count = 0
         if checkpoint is not None:
@@ -146,6 +147,9 @@ class KernelStandin(Standin):
             return {"comms": {ident: {"target_name": name} for ident, name in comms}}
         if kind == "kernel_info_request":
             return KERNEL_INFO
+        if content.get("command") == "debugInfo":
+            known = {"type": "response", "success": True, "request_seq": content["seq"]}
+            return {**known, "command": "debugInfo", "body": self.memory["debugger"]}
         return {"status": "ok"} if kind.endswith("_request") else None
 
 
@@ -180,6 +184,7 @@ class Bed:
         self.request: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
         self.sandboxes = 0
+        self.memory: dict[str, Any] = {}
         self._listening: asyncio.Task[None] | None = None
 
     async def call(self, op: str, **params: Any) -> dict[str, Any]:
@@ -206,7 +211,12 @@ class Bed:
 
     async def fall_asleep(self) -> None:
         """Hold, checkpoint, sleep, destroy: as the daemon does."""
-        await self.hold()
+
+        async def may_sleep() -> bool:
+            return (await self.status())["busy_reason"] is None
+
+        await self.until(may_sleep)
+        self.memory = (await self.hold())["memory"]
         self.checkpoint = self.guest.checkpoint()
         await self.call("sleep")
         self.guest.close()

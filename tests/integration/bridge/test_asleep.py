@@ -164,6 +164,7 @@ async def test_a_nudge_is_content_and_wakes_nobody(bed: Bed) -> None:
     assert (await bed.status())["state"] == "asleep"
 
 
+@pytest.mark.slow
 async def test_five_thousand_polls_are_cheap(bed: Bed) -> None:
     pid, dealer, listener = await bed.world.bridge_pid(), bed.raw.dealer(), bed.raw.listener()
     await receive(listener)
@@ -213,23 +214,7 @@ async def test_who_asks_and_never_listens_holds_up_only_himself(bed: Bed) -> Non
     assert (await ask(bed, good, "kernel_info_request"))["content"] == KERNEL_INFO
 
 
-KINDS = (
-    "execute_request",
-    "complete_request",
-    "inspect_request",
-    "is_complete_request",
-    "history_request",
-    "debug_request",
-    "create_subshell_request",
-    "comm_open",
-    "comm_msg",
-    "comm_close",
-    "connect_request",
-    "odd",
-)
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["execute_request", "debug_request", "comm_msg", "odd"])
 async def test_intent_is_told_once_and_waits(bed: Bed, kind: str) -> None:
     shell, control = bed.raw.dealer(), bed.raw.dealer("control")
     shell.send_multipart(bed.raw.request(kind, code="1"))
@@ -241,6 +226,27 @@ async def test_intent_is_told_once_and_waits(bed: Bed, kind: str) -> None:
     assert await bed.wake() == {"waiting": 2}
     await bed.until(lambda: bed.guest.heard == ["comm_info_request", kind, kind])
     assert (await bed.status())["state"] == "awake"
+
+
+async def test_a_notebook_that_is_opened_again_wakes_nobody(bed: Bed) -> None:
+    """JupyterLab asks each kernel for its debugger, too."""
+    control = bed.raw.dealer("control", identity=b"lab")
+    del bed.request["kernel_id"]
+    await bed.wake()
+    asked = await ask(bed, control, "debug_request", command="debugInfo", seq=7)
+    await bed.fall_asleep()
+    for restart in (False, True):
+        if restart:
+            await reopened(bed)
+        again = await ask(bed, control, "debug_request", command="debugInfo", seq=8)
+        assert again["content"] == {**asked["content"], "request_seq": 8}
+    await bed.wake()
+    await ask(bed, control, "debug_request", command="setBreakpoints", seq=9)
+    await bed.fall_asleep()
+    assert bed.told("intent") == []
+    control.send_multipart(bed.raw.request("debug_request", command="debugInfo", seq=10))
+    await bed.waits(1)
+    assert len(bed.told("intent")) == 1
 
 
 async def test_an_answer_to_a_question_is_intent(bed: Bed) -> None:
@@ -284,6 +290,7 @@ async def test_twenty_megabytes_wait_and_arrive(bed: Bed) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "size"), [(30_000, 10), (120, 1 << 20)])
 async def test_what_does_not_fit_stays_with_the_clients(bed: Bed, count: int, size: int) -> None:
     dealer, control = bed.raw.dealer(), bed.raw.dealer("control")

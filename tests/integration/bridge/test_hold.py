@@ -132,11 +132,11 @@ async def test_a_busy_kernel_is_left_alone(bed: Bed) -> None:
     await bed.until(busy)
     assert "busy" in await refusal(bed)
     bed.guest.be("idle")
-    await bed.until(lambda: not_busy(bed))
+    await bed.until(lambda: idle(bed))
     await bed.hold()
 
 
-async def not_busy(bed: Bed) -> bool:
+async def idle(bed: Bed) -> bool:
     return bool((await bed.status())["execution_state"] == "idle")
 
 

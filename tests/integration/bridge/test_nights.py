@@ -11,15 +11,17 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from jupyter_client.blocking.client import BlockingKernelClient
 from torpor.bridge.client import BridgeRefused
 from torpor.link import Channel
 
 from tests.integration.bridge.harness import World
 from tests.integration.bridge.sleeper import Bed, bed_in, receive
-from tests.integration.bridge.test_hold import ask, overheard
+from tests.integration.bridge.test_hold import ask, idle, overheard
 from tests.integration.bridge.test_kernel import outputs, ready, text
 from tests.integration.bridge.test_recovery import kill_bridge
 
@@ -106,8 +108,9 @@ async def held(bed: Bed) -> bool:
     return bool(state == "held")
 
 
-async def test_whole_nights_of_clients_that_do_not_sleep(bed: Bed) -> None:
-    clients = [Sleepless(bed, name, 120) for name in ("ada", "grace")]
+@pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
+async def test_whole_nights_of_clients_that_do_not_sleep(bed: Bed, count: int) -> None:
+    clients = [Sleepless(bed, name, count) for name in ("ada", "grace")]
     for client in clients:
         client.start()
     choice, nights, refusals = random.Random(1), 0, 0
@@ -120,6 +123,10 @@ async def test_whole_nights_of_clients_that_do_not_sleep(bed: Bed) -> None:
         if not await held(bed):
             refusals += 1
             continue
+        if choice.random() < 0.3:  # frozen for a while
+            bed.guest.pause()
+            await a_moment()
+            bed.guest.go_on()
         await a_moment()
         if choice.random() < 0.2:
             await bed.call("release")
@@ -135,6 +142,12 @@ async def test_whole_nights_of_clients_that_do_not_sleep(bed: Bed) -> None:
             with pytest.raises(BridgeRefused, match="did not answer"):
                 await bed.call("wake", timeout_s=0.02, **nobody.fifos)
             nobody.close()
+        if choice.random() < 0.3:  # restored, and found to be ill
+            await bed.wake(held=True)
+            await bed.call("rpc", method="status", params={})
+            await a_moment()
+            await bed.call("sleep")
+            bed.guest.close()
         await bed.wake(held=choice.random() < 0.5)
         await a_moment()
         await bed.call("release")
@@ -144,9 +157,9 @@ async def test_whole_nights_of_clients_that_do_not_sleep(bed: Bed) -> None:
         expected = [bed.raw.read(request)["header"]["msg_id"] for request in client.requests]
         assert client.answered == expected
         own = [code for code in bed.guest.ran if code.startswith(client.socket.identity.decode())]
-        assert [int(code.split()[1]) for code in own] == list(range(120))
+        assert [int(code.split()[1]) for code in own] == list(range(count))
     print(f"{nights} nights, {refusals} refusals")
-    assert nights >= 10
+    assert nights >= count // 12
     counters = (await bed.status())["counters"]
     assert [name for name in counters if name.startswith("dropped")] == []
 
@@ -172,6 +185,13 @@ async def test_a_reply_that_its_client_comes_late_for(bed: Bed) -> None:
     assert (await ask(bed, dealer, "execute_request", code="1"))["parent_header"]["msg_id"] != "x"
 
 
+def debug_info(client: BlockingKernelClient, seq: int) -> dict[str, Any]:
+    """Ask as JupyterLab does for a notebook that is opened."""
+    content = {"type": "request", "seq": seq, "command": "debugInfo", "arguments": {}}
+    client.control_channel.send(client.session.msg("debug_request", content))
+    return dict(client.get_control_msg(timeout=20)["content"])
+
+
 async def test_a_real_kernel_dreams_on(world: World) -> None:
     """The guest's process is stopped instead of checkpointed; everything else is the real thing."""
     await world.open()
@@ -180,7 +200,10 @@ async def test_a_real_kernel_dreams_on(world: World) -> None:
     await world.run(
         outputs, client, "from comm import create_comm; c = create_comm(target_name='t')"
     )
+    debugger = await world.run(debug_info, client, 1)
+    assert debugger["body"]["isStarted"] is False
     guest = world.sandboxes[0]
+    await asyncio.sleep(0.2)
     start = time.monotonic()
     memory = (await world.bridge.call("hold", kernel_id="k1"))["memory"]
     print(f"held after {(time.monotonic() - start) * 1000:.0f} ms")
@@ -198,6 +221,9 @@ async def test_a_real_kernel_dreams_on(world: World) -> None:
     assert comms["content"]["comms"] == {
         ident: {"target_name": "t"} for ident in memory["seen"]["comms"]
     }
+    assert await world.run(debug_info, client, 2) == {**debugger, "request_seq": 2}
+    status = await world.bridge.call("status", kernel_id="k1")
+    assert (status["state"], status["waiting"]) == ("asleep", 0)
     running = asyncio.create_task(world.run(outputs, client, "print(x + 1)"))
     await asyncio.sleep(0.3)
     assert (await world.bridge.call("status", kernel_id="k1"))["waiting"] == 1
@@ -223,19 +249,20 @@ async def test_a_real_kernel_that_is_busy_stays_awake(world: World) -> None:
         world.run(
             outputs,
             client,
-            "import time; time.sleep(1); input('?')",
+            "import time; time.sleep(0.6); input('?')",
             allow_stdin=True,
-            stdin_hook=lambda _: (time.sleep(1), client.input("x")),
+            stdin_hook=lambda _: (time.sleep(0.8), client.input("x")),
         )
     )
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.3)
     assert "busy" in await refusal()
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.6)
     assert "busy" in await refusal()
     await running
     await world.bridge.call("hold", kernel_id="k1")
 
 
+@pytest.mark.slow
 async def test_holding_again_and_again_goes_unnoticed(bed: Bed) -> None:
     listener, dealer = bed.raw.listener(), bed.raw.dealer()
     await receive(listener)
@@ -251,7 +278,3 @@ async def test_holding_again_and_again_goes_unnoticed(bed: Bed) -> None:
         await bed.until(lambda: idle(bed))
     print(f"hold: {sorted(took)[25] * 1000:.0f} ms")
     assert bed.guest.ran == [f"{number}" for number in range(50)]
-
-
-async def idle(bed: Bed) -> bool:
-    return bool((await bed.status())["execution_state"] == "idle")

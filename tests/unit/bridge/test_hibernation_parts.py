@@ -153,6 +153,48 @@ def test_what_does_not(kind: str, content: bytes) -> None:
     assert underway.reason() is not None
 
 
+DEBUG_INFO = packed(command="debugInfo", success=True, body={"isStarted": False})
+
+
+def test_what_is_known_of_a_debugger_holds_until_it_does_something() -> None:
+    underway = Underway()
+    underway.debugged("debug_reply", DEBUG_INFO)
+    assert underway.debug_info == {"isStarted": False}
+    for kind, content in (
+        ("debug_reply", packed(command="initialize", success=True, body={})),
+        ("debug_reply", packed(command="debugInfo", success=False, body={})),
+        ("debug_reply", b"x" * 100_000),
+        ("debug_event", packed(event="output", body={})),
+    ):
+        underway.debugged("debug_reply", DEBUG_INFO)
+        underway.debugged(kind, content)
+        assert underway.debug_info is None
+    underway.debugged("debug_reply", DEBUG_INFO)
+    underway.clear()
+    assert underway.debug_info is None
+
+
+def test_only_the_question_for_the_debugger_is_answered() -> None:
+    presence = Presence()
+    presence.learn(None, None, {"isStarted": False})
+    said = presence.answer("debug_request", packed(command="debugInfo", seq=3))
+    assert said is not None
+    assert [one.kind for one in said] == ["status", "debug_reply", "status"]
+    assert json.loads(said[1].content) == {
+        "type": "response",
+        "request_seq": 3,
+        "success": True,
+        "command": "debugInfo",
+        "body": {"isStarted": False},
+    }
+    for content in (packed(command="initialize", seq=1), b"", b"[]"):
+        assert presence.answer("debug_request", content) is None
+    presence.learn(None, None, {"x": float("nan")})
+    assert presence.answer("debug_request", packed(command="debugInfo", seq=3)) is None
+    presence.learn(None, None)
+    assert presence.answer("debug_request", packed(command="debugInfo", seq=3)) is None
+
+
 # -- waiting ---------------------------------------------------------------------------------
 
 
@@ -297,6 +339,28 @@ def test_what_is_answered(kind: str, content: bytes, expected: dict[str, Any]) -
     assert [one.subtopic for one in said[2:-1]] == (["shutdown"] if shutdown else [])
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "execute_request",
+        "complete_request",
+        "inspect_request",
+        "is_complete_request",
+        "history_request",
+        "connect_request",
+        "debug_request",
+        "create_subshell_request",
+        "comm_open",
+        "comm_msg",
+        "comm_close",
+        "odd",
+        "",
+    ],
+)
+def test_what_is_intent(kind: str) -> None:
+    assert knowing().answer(kind, b"{}") is None
+
+
 def test_what_is_not_known_is_not_answered() -> None:
     presence = Presence()
     for kind in ("kernel_info_request", "comm_info_request", "execute_request", "", "odd"):
@@ -305,7 +369,6 @@ def test_what_is_not_known_is_not_answered() -> None:
     assert presence.answer("kernel_info_request", b"{}") is None
     presence.learn({"x": "\ud800"}, None)  # no UTF-8 has that
     assert presence.answer("kernel_info_request", b"{}") is not None
-    assert knowing().answer("execute_request", b"{}") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", packed(comms=[]), b"{" * MAX_COMMS_BYTES])
