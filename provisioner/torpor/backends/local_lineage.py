@@ -50,6 +50,8 @@ def lineage(
         raise NotClonable("the workspace holds folders of Torpor itself")
     if seen.granted.mount and within(seen.granted.mount.path, WORKSPACE_AT):
         raise NotClonable(f"{WORKSPACE_AT} is where clones have their workspace first")
+    if why := _reads_workspace(spec, seen):
+        raise NotClonable(f"the kernel may read from its workspace when it starts ({why})")
     start = start_params(spec, seen)
     golden = _golden_spec(spec, seen)
     golden_start = start_params(golden, survey(golden, guest=guest, user=user, private=private))
@@ -117,6 +119,28 @@ def _golden_spec(spec: SandboxSpec, seen: Survey) -> SandboxSpec:
         start_timeout_s=spec.template.start_timeout_s,
         image=Image(_NOWHERE / "image", restore=False, read_only=read_only),
     )
+
+
+def _reads_workspace(spec: SandboxSpec, seen: Survey) -> str | None:
+    """Give what of a request names something in the workspace, which no golden has when it starts."""
+    if not seen.granted.mount:
+        return None
+    folders = [
+        seen.granted.mount.path,
+        *([os.path.abspath(spec.workspace)] if spec.workspace else []),
+    ]
+    said = {f"argument {each!r}": each for each in spec.argv[1:]}
+    said |= {
+        name: value
+        for name, value in spec.env.items()
+        if any(fnmatchcase(name, pattern) for pattern in spec.template.env_at_start)
+    }
+    for what, text in said.items():
+        for folder in folders:
+            _, found, rest = text.partition(folder)
+            if found and rest[:1] in ("", "/", ":", "'", '"', ",", " "):
+                return what
+    return None
 
 
 def _plan(

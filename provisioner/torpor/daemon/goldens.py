@@ -16,6 +16,7 @@ from torpor.daemon.logs import log
 from torpor.daemon.tasks import Tasks
 from torpor.errors import SandboxError
 from torpor.golden.build import Golden
+from torpor.golden.manifest import GoldenUnusable
 from torpor.golden.store import GoldenStore
 
 _SICK_IN_A_ROW = 3
@@ -109,6 +110,19 @@ class Goldens:
         await asyncio.to_thread(self.store.remove, key)
         await self.on_discard(key)
 
+    async def require_whole(self, golden: Golden) -> None:
+        """Look again whether its files are what was published; what was not touched is not read.
+
+        Raises:
+            GoldenUnusable: they are not, and it is used no more.
+        """
+        damage = await asyncio.to_thread(self.store.verify, golden)
+        if damage is not None:
+            key = golden.manifest.key
+            log("golden is given up", level=logging.WARNING, key=key[:12], reason=damage)
+            await self.discard(key)
+            raise GoldenUnusable(f"the golden is damaged: {damage}")
+
     async def sick(self, golden: Golden, why: str, *, in_a_row: int) -> None:
         """A clone could not be restored, for the ``in_a_row``-th time."""
         key = golden.manifest.key
@@ -156,12 +170,18 @@ class Goldens:
 
     async def _collect(self) -> None:
         while True:
-            listed = await asyncio.to_thread(self.store.list)
-            for key in {x.manifest.key for x in listed if x.manifest.build in self._given_up}:
-                await asyncio.to_thread(self.store.remove, key)
-            for removed in await asyncio.to_thread(self.store.collect):
-                log("golden removed", what=str(removed))
+            try:
+                await self._collect_once()
+            except (SandboxError, OSError) as exc:
+                log("goldens not collected", level=logging.WARNING, reason=exc)
             await asyncio.sleep(_COLLECT_S)
+
+    async def _collect_once(self) -> None:
+        listed = await asyncio.to_thread(self.store.list)
+        for key in {x.manifest.key for x in listed if x.manifest.build in self._given_up}:
+            await asyncio.to_thread(self.store.remove, key)
+        for removed in await asyncio.to_thread(self.store.collect):
+            log("golden removed", what=str(removed))
 
 
 async def _nothing(_key: str) -> None:

@@ -136,6 +136,7 @@ class Pool:
     async def clone(self, golden: Golden, lineage: Lineage, spec: SandboxSpec) -> Clone:
         """Restore one for somebody who waits. Raises SandboxError; a sick one is counted."""
         try:
+            await self._goldens.require_whole(golden)
             with self._goldens.store.hold(golden):
                 return await self._unclaimed.restore(golden, lineage, spec, to_wait=False)
         except ConfigError:
@@ -208,22 +209,29 @@ class Pool:
     async def _golden_for(self, kind: Kind) -> None:
         """Find the golden of a kind, or build it when nobody is waiting for anything."""
         try:
-            if await self._goldens.get(kind.lineage) is not None:
-                return
-            may, _why = await asyncio.to_thread(
-                self._goldens.store.may_build, kind.lineage.key, time.time()
-            )
-            if not may:
-                await asyncio.sleep(_RETRY_S)
-                return
-            while self._launching:
-                await self._quiet.wait()
-                await asyncio.sleep(_QUIET_S)
-            with contextlib.suppress(SandboxError, OSError):
-                await self._goldens.build(kind.lineage)
+            await self._find_or_build(kind)
+        except (SandboxError, OSError) as exc:
+            log("golden not used", level=logging.WARNING, key=kind.lineage.key[:12], reason=exc)
+            kind.last_failure = str(exc)
+            await asyncio.sleep(_RETRY_S)
         finally:
             self._seeking.discard(kind.lineage.key)
             self._news.set()
+
+    async def _find_or_build(self, kind: Kind) -> None:
+        if await self._goldens.get(kind.lineage) is not None:
+            return
+        may, _why = await asyncio.to_thread(
+            self._goldens.store.may_build, kind.lineage.key, time.time()
+        )
+        if not may:
+            await asyncio.sleep(_RETRY_S)
+            return
+        while self._launching:
+            await self._quiet.wait()
+            await asyncio.sleep(_QUIET_S)
+        with contextlib.suppress(SandboxError, OSError):
+            await self._goldens.build(kind.lineage)
 
     async def _fill(self, kind: Kind) -> None:
         loop = asyncio.get_running_loop()
@@ -231,6 +239,7 @@ class Pool:
         try:
             if golden is None or await self._goldens.get(kind.lineage) is None:
                 return
+            await self._goldens.require_whole(golden)
             with self._goldens.store.hold(golden):
                 clone = await self._unclaimed.restore(golden, kind.lineage, kind.spec, to_wait=True)
         except ConfigError as exc:  # its workspace is gone: nobody can want such a clone now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -71,7 +72,11 @@ class Warm:
         except NotClonable as exc:
             return Choice(why=exc.message)
         self.pool.asked(lineage, spec)
-        golden = await self.goldens.get(lineage)
+        try:
+            golden = await self.goldens.get(lineage)
+        except (SandboxError, OSError) as exc:
+            log("golden not used", level=logging.WARNING, key=lineage.key[:12], reason=exc)
+            return Choice(why=f"its golden cannot be used: {exc}")
         if golden is None:
             self._lineages.forget()
             return Choice(lineage, why=NO_GOLDEN)
