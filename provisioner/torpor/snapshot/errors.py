@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torpor.errors import SandboxError
+from torpor.errors import BackendUnavailable, SandboxError
 from torpor.golden.manifest import GoldenUnusable
 
 
@@ -21,6 +21,19 @@ class NoRoom(SandboxError):
 
     code = "no_room"
     http_status = 507
+
+
+class StoreUnavailable(BackendUnavailable):
+    """An object store did not answer as often as it was asked; later it may."""
+
+    code = "store_unavailable"
+
+
+class TransferCancelled(SandboxError):
+    """Somebody wanted a snapshot not to be sent or fetched any further."""
+
+    code = "cancelled"
+    http_status = 409
 
 
 @contextmanager
