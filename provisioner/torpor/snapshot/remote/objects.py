@@ -11,6 +11,7 @@ import errno
 import itertools
 import queue
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -80,19 +81,21 @@ class Objects:
                 return bytes(self.fs.cat_file(path, start=0, end=limit_bytes))
             except _ANSWERS:
                 return None
+            except OSError as exc:  # S3 finds no range in what is empty
+                if exc.errno == errno.EINVAL and self.fs.size(path) == 0:
+                    return b""
+                raise
 
         return self._call(f"reading {name}", reading)
 
     def write(self, name: str, content: bytes) -> None:
-        """Make an object, or replace it: whole or not at all where the file system can.
+        """Make an object, or replace it; nobody sees a part of it, unless the kind of store cannot.
 
         Raises NoRoom when the store is full.
         """
         path = self._path(name)
-        if isinstance(self.fs, LocalFileSystem):
-            self._call(f"writing {name}", lambda: write_private(path, content))
-        else:
-            self._call(f"writing {name}", lambda: self._put(path, content))
+        put = write_private if isinstance(self.fs, LocalFileSystem) else self._put
+        self._call(f"writing {name}", lambda: put(path, content))
 
     def below(self, folder: str) -> list[Entry]:
         """Give the objects right in ``folder``; none when there is no such folder."""
@@ -131,13 +134,16 @@ class Objects:
         self._call(f"removing {folder}", removing)
 
     def _put(self, path: str, content: bytes) -> None:
-        try:
-            self.fs.pipe_file(path, content)
-        except FileNotFoundError:
-            if self.fs.async_impl:  # an object store has no folders: its bucket is missing
-                raise
-            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self.fs.pipe_file(path, content)
+        if self.fs.async_impl:  # an object store: whole or not at all, and without folders
+            try:
+                self.fs.pipe_file(path, content)
+            except FileNotFoundError as exc:
+                raise _NoPlace(str(exc)) from exc
+            return
+        draft = f"{path}.{secrets.token_hex(4)}"
+        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self.fs.pipe_file(draft, content)
+        self.fs.mv(draft, path)
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
         path = self._path(folder).rstrip("/") or "/"
@@ -161,6 +167,11 @@ class Objects:
                 return self._once(call)
             except PermissionError as exc:
                 self._refused(what, exc)
+            except _NoPlace as exc:
+                raise ConfigError(
+                    f"there is no such place as {self.shown}",
+                    hint="make it first, or correct the URL",
+                ) from exc
             except OSError as exc:
                 if exc.errno in _FULL:
                     raise NoRoom(
@@ -213,6 +224,10 @@ class Objects:
             else:
                 return given()
         raise TimeoutError(f"no answer in {self.patience.timeout_s:g} s")
+
+
+class _NoPlace(OSError):
+    """Not even what a store is in is there."""
 
 
 class _Failed(Exception):

@@ -55,19 +55,15 @@ class Push:
     def run(self) -> Stored:
         """Send it; see ``RemoteStore.push``. The snapshot is held meanwhile."""
         manifest = self._manifest
-        known = self.catalogue.whole(manifest.kernel_id, manifest.generation)
-        if known:
+        if known := self.catalogue.whole(manifest.kernel_id, manifest.generation):
             return _same(known, manifest)
         self._require_newest()
         header, seal = self._resumed() or self._begun()
         self._objects.write(f"{upload_name(header)}/{HEADER}", header.encoded())
         table = self._send(header, seal)
         self._require_sent(header, table)
-        other = self.catalogue.whole(manifest.kernel_id, manifest.generation)
-        if other:
-            if other.header.upload != header.upload:
-                self._objects.remove_all(upload_name(header))
-            return _same(other, manifest)
+        if other := self.catalogue.whole(manifest.kernel_id, manifest.generation):
+            return _same(other, manifest)  # our upload may be somebody else's, too: see sweep.py
         head = header.encoded()
         body = seal.close_manifest(body_bytes(snapshot_bytes(manifest), table), head)
         folder = folder_name(manifest.kernel_id, manifest.generation)

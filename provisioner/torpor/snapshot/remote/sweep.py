@@ -1,4 +1,8 @@
-"""Removing what uploads that never ended, or that another one overtook, have left in a store."""
+"""Removing what uploads that never ended, or that another one overtook, have left in a store.
+
+Only after a long time without a push: two machines may go on with one upload, and neither knows
+whether the other is about to name it in a manifest.
+"""
 
 from __future__ import annotations
 
