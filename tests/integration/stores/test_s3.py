@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from torpor.errors import ConfigError
 from torpor.snapshot.errors import StoreUnavailable
-from torpor.snapshot.remote.objects import Patience
+from torpor.snapshot.remote.calls import Patience
 from torpor.snapshot.store import SnapshotStore
 
 from tests.contract.remote_store import Key, Place, RemoteStoreContract, publish

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from torpor.snapshot.remote.transfer import in_threads
 MANIFEST = "manifest"
 HEADER = "header"
 _GENERATION = re.compile(r"[1-9][0-9]{0,8}")
+_UPLOAD = re.compile(r"[0-9a-f]{32}")
 _HEADER_LIMIT_BYTES = 1 << 16
 Known = MutableMapping[tuple[str, int], tuple[Entry, Stored]]
 
@@ -74,6 +76,16 @@ def stored(manifest: SnapshotManifest, table: Table) -> Stored:
 def folder_name(kernel_id: str, generation: int) -> str:
     """Give where that snapshot is or would be."""
     return f"{kernel_id}/{generation}"
+
+
+def new_upload(now_s: float) -> str:
+    """Give a new upload's name, which nobody else has, and which says when it began."""
+    return f"{int(now_s):012x}{secrets.token_hex(10)}"
+
+
+def upload_began_s(upload: str) -> int | None:
+    """Give when an upload began, in seconds since 1970; None for what is none."""
+    return int(upload[:12], 16) if _UPLOAD.fullmatch(upload) else None
 
 
 def upload_name(header: Header) -> str:

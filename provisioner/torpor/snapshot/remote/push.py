@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ from torpor.snapshot.remote.catalogue import (
     Catalogue,
     Whole,
     folder_name,
+    new_upload,
     stored,
     upload_name,
 )
@@ -111,7 +111,7 @@ class Push:
         header = Header(
             kernel_id=self._manifest.kernel_id,
             generation=self._manifest.generation,
-            upload=secrets.token_hex(16),
+            upload=new_upload(self.now_s),
             touched_s=int(self.now_s),
             content="",
             chunk_bytes=self.chunk_bytes,

@@ -18,12 +18,13 @@ from torpor.golden.build import hold_build
 from torpor.snapshot.build import Snapshot
 from torpor.snapshot.errors import SnapshotUnusable, as_unusable
 from torpor.snapshot.manifest import SnapshotManifest, check_generation, check_kernel_id
+from torpor.snapshot.remote.calls import Calls, Patience
 from torpor.snapshot.remote.catalogue import MANIFEST, Catalogue, Known, RemoteLook, folder_name
 from torpor.snapshot.remote.extra import stores_extra
 from torpor.snapshot.remote.fetch import Fetch
 from torpor.snapshot.remote.header import check_chunk_bytes
 from torpor.snapshot.remote.keys import KeySource, MasterKey
-from torpor.snapshot.remote.objects import Objects, Patience
+from torpor.snapshot.remote.objects import Objects
 from torpor.snapshot.remote.push import Push
 from torpor.snapshot.remote.retention import DAY_S, RetentionPolicy, Stored, surplus
 from torpor.snapshot.remote.sweep import sweep
@@ -65,7 +66,7 @@ class RemoteStore:
     ) -> None:
         fs, root = _file_system(url, options or {})
         shown = _SECRET.sub("", url)
-        self._objects = Objects(fs, root, shown, patience or Patience(), Stop())
+        self._objects = Objects(fs, root, Calls(shown, patience or Patience(), Stop()))
         self._key_source = key_source
         self._chunk_bytes = check_chunk_bytes(chunk_bytes)
         self._threads = threads

@@ -7,7 +7,7 @@ whether the other is about to name it in a manifest.
 from __future__ import annotations
 
 from torpor.snapshot.errors import SnapshotUnusable
-from torpor.snapshot.remote.catalogue import MANIFEST, Catalogue, folder_name
+from torpor.snapshot.remote.catalogue import MANIFEST, Catalogue, folder_name, upload_began_s
 from torpor.snapshot.remote.header import split_header
 
 _LIMIT_BYTES = 1 << 16
@@ -32,5 +32,6 @@ def _sweep(catalogue: Catalogue, kernel_id: str, generation: int, before_s: floa
     except SnapshotUnusable:
         return
     for upload, header in uploads.items():
-        if upload != used and header and header.touched_s < before_s:
+        touched_s = header.touched_s if header else upload_began_s(upload)
+        if upload != used and touched_s is not None and touched_s < before_s:
             catalogue.objects.remove_all(f"{folder}/chunks/{upload}")

@@ -18,7 +18,7 @@ import fsspec
 import pytest
 from torpor.errors import BackendUnavailable, ConfigError, SandboxError
 from torpor.snapshot.errors import NoRoom, SnapshotUnusable, StoreUnavailable, TransferCancelled
-from torpor.snapshot.remote.objects import Patience
+from torpor.snapshot.remote.calls import Patience
 from torpor.snapshot.remote.store import RemoteStore
 from torpor.snapshot.store import SnapshotStore
 
@@ -137,7 +137,7 @@ def test_what_is_refused_is_not_repeated(place: Place, local: SnapshotStore) -> 
 def test_a_full_store(place: Place, local: SnapshotStore, number: int) -> None:
     snapshot = publish(local)
     fault = Failing(OSError(number, os.strerror(number)), "write", "", range(2, 100))
-    with pytest.raises(NoRoom, match="the store .* is full"):
+    with pytest.raises(NoRoom, match=r"the store .* is full"):
         faulty(place, before=fault).push(snapshot)
     assert place.store(Key()).list() == ()
     assert faulty(place).push(snapshot)
@@ -209,9 +209,10 @@ def test_a_full_disk(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(NoRoom, match="disk became full"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, at, full)
-        place.store().fetch(KERNEL, 1, other)
+        with pytest.raises(NoRoom, match="disk became full"):
+            place.store().fetch(KERNEL, 1, other)
     assert left(root) == set()
     assert place.store().fetch(KERNEL, 1, other)
 
@@ -221,8 +222,8 @@ def test_somebody_elses(
 ) -> None:
     place.store(Key()).push(publish(local))
     mine = os.geteuid()
-    with monkeypatch.context() as patch, pytest.raises(SnapshotUnusable, match="belongs to user"):
-        patch.setattr(os, "geteuid", lambda: mine + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    with pytest.raises(SnapshotUnusable, match="belongs to user"):
         place.store(Key()).manifest(KERNEL, 1)
 
 
