@@ -263,6 +263,7 @@ class RemoteStoreContract:
             store.push(publish(local), end)
         snapshot = publish(other, {"pages.img": b"another"})
         store.push(snapshot)
+        assert len({name.split("/")[3] for name in place.chunks()}) == 2
         third = SnapshotStore(tmp_path / "third", 1 << 22)
         assert store.fetch(KERNEL, 1, third).manifest == snapshot.manifest
 

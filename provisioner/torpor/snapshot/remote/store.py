@@ -16,7 +16,7 @@ from typing import Any
 from torpor.errors import ConfigError
 from torpor.golden.build import hold_build
 from torpor.snapshot.build import Snapshot
-from torpor.snapshot.errors import SnapshotUnusable, as_unusable
+from torpor.snapshot.errors import SnapshotUnusable, StoreUnavailable, as_unusable
 from torpor.snapshot.manifest import SnapshotManifest, check_generation, check_kernel_id
 from torpor.snapshot.remote.calls import Calls, Patience
 from torpor.snapshot.remote.catalogue import MANIFEST, Catalogue, Known, RemoteLook, folder_name
@@ -50,7 +50,8 @@ class RemoteStore:
     does not answer, ConfigError when it refuses or the key cannot be read, SnapshotUnusable when an
     argument names nothing that can be, and TransferCancelled soon after ``cancelled()`` is true.
 
-    Raises ConfigError when there is no such kind of URL, or its package is not installed.
+    Raises ConfigError when there is no such kind of URL, or its package is not installed, and
+    StoreUnavailable where that kind is reached at once and cannot be.
     """
 
     def __init__(
@@ -204,7 +205,11 @@ def _file_system(url: str, options: Mapping[str, Any]) -> tuple[AbstractFileSyst
         raise ConfigError(
             f"{shown} needs a package that is not installed: {exc}", hint="install it"
         ) from exc
-    except (ValueError, TypeError, OSError) as exc:
+    except OSError as exc:
+        raise StoreUnavailable(
+            f"the store {shown} cannot be reached: {exc}", hint="try again when it can be"
+        ) from exc
+    except (ValueError, TypeError) as exc:
         raise ConfigError(
             f"{shown} cannot be used as a store: {exc}", hint="check the URL and its options"
         ) from exc

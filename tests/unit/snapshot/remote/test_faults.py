@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import secrets
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ import pytest
 from torpor.errors import BackendUnavailable, ConfigError, SandboxError
 from torpor.snapshot.errors import NoRoom, SnapshotUnusable, StoreUnavailable, TransferCancelled
 from torpor.snapshot.remote.calls import Patience
+from torpor.snapshot.remote.chunks import pack
+from torpor.snapshot.remote.header import split_header
+from torpor.snapshot.remote.seal import PlainSeal
 from torpor.snapshot.remote.store import RemoteStore
 from torpor.snapshot.store import SnapshotStore
 
-from tests.contract.remote_store import QUICK, Key, Place, publish
+from tests.contract.remote_store import CHUNK_BYTES, QUICK, Key, Place, publish
 from tests.fakes import faulty_fs
 from tests.unit.snapshot.making import KERNEL, left
 
@@ -261,6 +266,51 @@ def test_put_in_from_another_snapshot(
             place.store(Key()).fetch(KERNEL, 2, other)
         place.put(theirs, good[theirs])
     assert other.list() == ()
+
+
+def test_a_chunk_of_the_same_size(
+    place: Place, local: SnapshotStore, other: SnapshotStore, root: Path
+) -> None:
+    """Without a key it still is known for what it is not, and by its place."""
+    place.store().push(publish(local))
+    name, raw = max(place.chunks().items(), key=lambda each: len(each[1]))
+    swapped = pack(random.Random(1).randbytes(CHUNK_BYTES))
+    assert len(swapped) == len(raw)
+    place.put(name, swapped)
+    with pytest.raises(SnapshotUnusable, match=r"chunk \d of 6 of pages.img .* content is another"):
+        place.store().fetch(KERNEL, 1, other)
+    assert left(root) == set()
+
+
+def test_a_header_of_another_snapshot(
+    place: Place, local: SnapshotStore, other: SnapshotStore
+) -> None:
+    """Though what follows it is right, and fits: chunks would be looked for elsewhere."""
+    place.store().push(publish(local))
+    name = f"{KERNEL}/1/manifest"
+    header, head, closed = split_header(place.objects()[name], "it")
+    moved = replace(header, generation=2).encoded()
+    seal = PlainSeal()
+    place.put(name, moved + seal.close_manifest(seal.open_manifest(closed, head), moved))
+    with pytest.raises(SnapshotUnusable, match="is that of another snapshot"):
+        place.store().fetch(KERNEL, 1, other)
+
+
+def test_a_drop_that_is_interrupted(place: Place, local: SnapshotStore) -> None:
+    """What it has begun to remove is never listed as whole."""
+    snapshot = publish(local)
+    faulty(place).push(snapshot)
+
+    def before(what: str, path: str) -> None:
+        if what == "remove" and path.endswith("/1"):
+            raise OSError("gone away")
+
+    with pytest.raises(StoreUnavailable):
+        faulty(place, before=before).drop(KERNEL)
+    assert faulty(place).list() == ()
+    assert len(place.chunks()) == 5
+    assert faulty(place).drop(KERNEL) == (1,)
+    assert place.objects() == {}
 
 
 def test_a_name_that_is_taken_here(

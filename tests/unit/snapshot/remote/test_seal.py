@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torpor.snapshot.errors import SnapshotUnusable
 from torpor.snapshot.remote.header import Header, split_header
 from torpor.snapshot.remote.keys import MasterKey
-from torpor.snapshot.remote.seal import Place, Seal, new_seal, seal_of
+from torpor.snapshot.remote.seal import GcmSeal, Place, Seal, new_seal, seal_of
 
 KEY = MasterKey(b"k" * 32)
 BLANK = Header(
@@ -63,6 +63,18 @@ def test_a_key_belongs_to_its_upload(changes: dict[str, object]) -> None:
     _, other = sealed(**changes)
     with pytest.raises(ValueError, match="not what was sealed there"):
         other.open_chunk(SEAL.close_chunk(b"x", PLACE), PLACE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kernel_id": "k2"}, {"generation": 4}, {"upload": "cd" * 16}, {"chunk_bytes": 8192}],
+)
+def test_chunks_know_their_upload_even_with_its_key(changes: dict[str, object]) -> None:
+    one = GcmSeal(b"d" * 32, BLANK)
+    other = GcmSeal(b"d" * 32, replace(BLANK, **changes))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not what was sealed there"):
+        other.open_chunk(one.close_chunk(b"x", PLACE), PLACE)
+    assert one.mark(PLACE, b"d") != other.mark(PLACE, b"d")
 
 
 @given(st.binary(max_size=40), st.data())
