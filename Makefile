@@ -74,6 +74,7 @@ format: venv
 bench: runsc
 	@$(BIN)/python -m tests.bench.spine
 	@$(BIN)/python -m tests.bench.pool
+	@$(BIN)/python -m tests.bench.stores
 
 clean:
 	@if [[ -x $(BIN)/torpor ]]; then $(BIN)/torpor daemon stop >/dev/null 2>&1 || \

@@ -109,6 +109,19 @@ class NoRoom(SandboxError):
     http_status = 507
 
 
+class StoreUnavailable(BackendUnavailable):
+    """An object store did not answer as often as it was asked; later it may."""
+
+    code = "store_unavailable"
+
+
+class TransferCancelled(SandboxError):
+    """Somebody wanted a snapshot not to be sent or fetched any further."""
+
+    code = "cancelled"
+    http_status = 409
+
+
 class TemplateChanged(SandboxError):
     """What the caller knew of the template is no longer so: ask for the templates, then again."""
 
@@ -134,6 +147,8 @@ _CLASSES: tuple[type[SandboxError], ...] = (
     Busy,
     SnapshotUnusable,
     NoRoom,
+    StoreUnavailable,
+    TransferCancelled,
     TemplateChanged,
     VersionMismatch,
 )

@@ -148,7 +148,8 @@ class Sleeper:
                         await self._resume(kernel, handle)
                     await self._go_on(kernel, handle)
                 elif kernel.row.status is Status.ASLEEP:
-                    await self._tell("sleep", kernel)
+                    memory = await self._parts.snapshots.memory(kernel.row.kernel_id)
+                    await self._tell("sleep", kernel, memory=memory)
 
     # -- inner ---------------------------------------------------------------------------------
 
@@ -260,10 +261,10 @@ class Sleeper:
         self._parts.registry.put_kernel(row)
         kernel.row = row
 
-    async def _tell(self, op: str, kernel: Kernel) -> None:
+    async def _tell(self, op: str, kernel: Kernel, **more: Any) -> None:
         if kernel.row.kernel_id not in self._parts.bridge.held:
             return
         try:
-            await self._parts.bridge.call(op, kernel_id=kernel.row.kernel_id)
+            await self._parts.bridge.call(op, kernel_id=kernel.row.kernel_id, **more)
         except (BridgeRefused, BackendUnavailable) as exc:
             log("bridge not told", level=logging.WARNING, error=exc, op=op)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torpor.errors import NoRoom, SnapshotUnusable
+from torpor.errors import NoRoom, SnapshotUnusable, StoreUnavailable, TransferCancelled
 from torpor.golden.manifest import GoldenUnusable
 
-__all__ = ["NoRoom", "SnapshotUnusable", "as_unusable"]
+__all__ = ["NoRoom", "SnapshotUnusable", "StoreUnavailable", "TransferCancelled", "as_unusable"]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,3 +43,13 @@ def record(image: Path, digests: Digests) -> dict[str, ImageFile]:
             sync.result()
     sync_folder(image)
     return files
+
+
+def require_same(files: Mapping[str, ImageFile], wanted: Mapping[str, ImageFile]) -> None:
+    """Raise SnapshotUnusable, naming one that differs, unless ``files`` are those ``wanted``."""
+    for name in sorted(files.keys() | wanted.keys()):
+        if files.get(name) != wanted.get(name):
+            raise SnapshotUnusable(
+                f"the file {name} of the image is not the one that was published",
+                hint="fetch it again; if that gives the same, what is stored is damaged",
+            )

@@ -122,6 +122,18 @@ class Shelf:
                 f"{manifest.generation} does not follow",
                 hint="ask for the next generation again",
             )
+        self._require_new_name(manifest)
+
+    def require_absent(self, manifest: SnapshotManifest) -> None:
+        """Raise SnapshotUnusable when there is that generation, whole or not, or that name."""
+        if manifest.generation in self.generations(manifest.kernel_id):
+            raise SnapshotUnusable(
+                f"kernel {manifest.kernel_id} has generation {manifest.generation} already",
+                hint="use that one, or drop it first",
+            )
+        self._require_new_name(manifest)
+
+    def _require_new_name(self, manifest: SnapshotManifest) -> None:
         for other in self.look(manifest.kernel_id).listed if manifest.name else ():
             if other.name == manifest.name:
                 raise SnapshotUnusable(

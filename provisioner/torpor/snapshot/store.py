@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +37,10 @@ from torpor.golden.disk import (
 )
 from torpor.golden.draft import Drafts
 from torpor.golden.image import damage
-from torpor.golden.manifest import GoldenUnusable
+from torpor.golden.manifest import GoldenUnusable, ImageFile
 from torpor.snapshot.build import MANIFEST_LIMIT_BYTES, Listed, Snapshot
 from torpor.snapshot.errors import NoRoom, SnapshotUnusable, as_unusable
-from torpor.snapshot.image import record
+from torpor.snapshot.image import record, require_same
 from torpor.snapshot.manifest import (
     SnapshotManifest,
     check_name,
@@ -119,15 +119,37 @@ class SnapshotStore:
                 plain file; the generation does not rise, or the name is taken.
             OSError: the disk is full, for one.
         """
+        return self._place(draft, manifest, self._shelf.require_next)
+
+    @as_unusable()
+    def adopt(self, draft: Path, manifest: SnapshotManifest) -> Snapshot:
+        """Make the draft the snapshot of ``manifest``, which was published elsewhere, as it was.
+
+        As ``publish``, but the draft must hold the files of ``manifest``, and its generation may be
+        below those that are here: it only must not be here yet.
+
+        Raises as ``publish``, and SnapshotUnusable when the files are not those of ``manifest``.
+        """
+        return self._place(draft, manifest, self._shelf.require_absent, manifest.files)
+
+    def _place(
+        self,
+        draft: Path,
+        manifest: SnapshotManifest,
+        require: Callable[[SnapshotManifest], None],
+        wanted: Mapping[str, ImageFile] | None = None,
+    ) -> Snapshot:
         try:
             self._drafts.check(draft, draft.name.rpartition("-")[2])
-            self._shelf.require_next(manifest)
-            manifest = replace(manifest, files=record(draft / IMAGE, self._shelf.digests))
-            manifest = _write_manifest(draft, manifest)
+            require(manifest)
+            files = record(draft / IMAGE, self._shelf.digests)
+            if wanted is not None:
+                require_same(files, wanted)
+            manifest = _write_manifest(draft, replace(manifest, files=files))
             with self._shelf.lock():
                 self._room.release(draft)
                 self._require(self._room.over_budget(0))
-                self._shelf.require_next(manifest)
+                require(manifest)
                 self._drafts.unmark(draft)
                 return self._shelf.place(draft, manifest)
         finally:

@@ -1,0 +1,216 @@
+"""The snapshots of one user in one object store; the layout is in catalogue.py.
+
+No store has locks, so nothing here needs one: uploads have random names, what two machines send of
+one snapshot is one upload or two whole ones, and a manifest names the upload it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torpor.errors import ConfigError
+from torpor.golden.build import hold_build
+from torpor.snapshot.build import Snapshot
+from torpor.snapshot.errors import SnapshotUnusable, StoreUnavailable, as_unusable
+from torpor.snapshot.manifest import SnapshotManifest, check_generation, check_kernel_id
+from torpor.snapshot.remote.calls import Calls, Patience
+from torpor.snapshot.remote.catalogue import MANIFEST, Catalogue, Known, RemoteLook, folder_name
+from torpor.snapshot.remote.extra import stores_extra
+from torpor.snapshot.remote.fetch import Fetch
+from torpor.snapshot.remote.header import check_chunk_bytes
+from torpor.snapshot.remote.keys import KeySource, MasterKey
+from torpor.snapshot.remote.objects import Objects
+from torpor.snapshot.remote.push import Push
+from torpor.snapshot.remote.retention import DAY_S, RetentionPolicy, Stored, surplus
+from torpor.snapshot.remote.sweep import sweep
+from torpor.snapshot.remote.transfer import Progress, Stop, never
+from torpor.snapshot.store import SnapshotStore
+from torpor.template import MIB
+
+with stores_extra():
+    from fsspec import AbstractFileSystem
+    from fsspec.core import url_to_fs
+
+CHUNK_BYTES = 8 * MIB
+THREADS = 4
+ABANDONED_S = 2 * DAY_S
+_SECRET = re.compile(r"(?<=://)[^/@]*@")
+
+
+class RemoteStore:
+    """Snapshots below ``url``, which nothing else may use; sealed with the key of ``key_source``.
+
+    ``chunk_bytes`` and ``threads`` bound the memory: about three chunks for each thread. Synchronous;
+    safe from any thread, process and machine. Every method raises StoreUnavailable when the store
+    does not answer, ConfigError when it refuses or the key cannot be read, SnapshotUnusable when an
+    argument names nothing that can be, and TransferCancelled soon after ``cancelled()`` is true.
+
+    Raises ConfigError when there is no such kind of URL, or its package is not installed, and
+    StoreUnavailable where that kind is reached at once and cannot be.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        key_source: KeySource | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+        threads: int = THREADS,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        fs, root = _file_system(url, options or {})
+        shown = _SECRET.sub("", url)
+        self._objects = Objects(fs, root, Calls(shown, patience or Patience(), Stop()))
+        self._key_source = key_source
+        self._chunk_bytes = check_chunk_bytes(chunk_bytes)
+        self._threads = threads
+        self._clock = clock
+        self._known: Known = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"RemoteStore({self._objects.shown!r})"
+
+    def push(
+        self,
+        snapshot: Snapshot,
+        progress: Callable[[Progress], None] | None = None,
+        *,
+        cancelled: Callable[[], bool] = never,
+    ) -> Stored:
+        """Send ``snapshot``, which stays where it is. Twice is fine: what is there is not sent again.
+
+        When it returns the store has all of it, and it was what was published. Whatever is raised,
+        or after a crash, lists show the store as it was, and another push goes on.
+
+        Raises:
+            SnapshotUnusable: its files have changed or are gone; the store has another snapshot of
+                that generation, or a newer one and this has no name.
+            NoRoom: the store says that it is full.
+        """
+        push = Push(
+            self._catalogue(cancelled),
+            snapshot,
+            self._chunk_bytes,
+            self._threads,
+            self._clock(),
+            progress,
+        )
+        with as_unusable("look for the snapshot again"):
+            fd = hold_build(snapshot.folder)
+        try:
+            return push.run()
+        finally:
+            os.close(fd)
+
+    def fetch(
+        self,
+        kernel_id: str,
+        generation: int,
+        local: SnapshotStore,
+        progress: Callable[[Progress], None] | None = None,
+        *,
+        cancelled: Callable[[], bool] = never,
+    ) -> Snapshot:
+        """Bring a snapshot into ``local``, generation and manifest as they were, and give it.
+
+        It stays in the store. One that is in ``local`` already is given as it is. Whatever is
+        raised, or after a crash and ``reconcile``, ``local`` is as it was.
+
+        Raises:
+            SnapshotUnusable: there is none, or it was tampered with, is not ours, is sealed with
+                another key, or of another version; ``local`` has another one in its place.
+            NoRoom: over the budget of ``local``, or its disk is full.
+        """
+        catalogue = self._catalogue(cancelled)
+        whole = catalogue.whole(check_kernel_id(kernel_id), check_generation(generation))
+        if whole is None:
+            raise SnapshotUnusable(
+                f"the store has no generation {generation} of kernel {kernel_id}",
+                hint="look at what it has; an upload that was not finished does not count",
+            )
+        return Fetch(catalogue.objects, whole, local, self._threads, progress).run()
+
+    def manifest(self, kernel_id: str, generation: int) -> SnapshotManifest | None:
+        """Give the manifest of a snapshot; None when there is none. Raises as ``fetch``."""
+        check_kernel_id(kernel_id)
+        whole = self._catalogue().whole(kernel_id, check_generation(generation))
+        return whole.manifest if whole else None
+
+    def list(self) -> tuple[Stored, ...]:
+        """Give all that is whole and usable, by kernel and generation."""
+        return self.look().stored
+
+    def look(self, *, cancelled: Callable[[], bool] = never) -> RemoteLook:
+        """Give all that is whole, what cannot be used among it with the reason."""
+        with self._lock:
+            return self._catalogue(cancelled).look(self._known, self._threads)
+
+    def drop(self, kernel_id: str, generation: int | None = None) -> tuple[int, ...]:
+        """Remove one generation of a kernel, or all, be they named, damaged or not whole.
+
+        Give which there were; none is fine. One that is half removed is not whole.
+        """
+        catalogue = self._catalogue(keyless=True)
+        there = catalogue.generations(check_kernel_id(kernel_id))
+        wanted = tuple(each for each in there if generation is None or each == generation)
+        for each in wanted:
+            folder = folder_name(kernel_id, each)
+            catalogue.objects.remove(f"{folder}/{MANIFEST}")
+            catalogue.objects.remove_all(folder)
+        return wanted
+
+    def retain(
+        self,
+        policy: RetentionPolicy,
+        *,
+        protect: Collection[tuple[str, int]] = (),
+        abandoned_s: float = ABANDONED_S,
+        cancelled: Callable[[], bool] = never,
+    ) -> tuple[Stored, ...]:
+        """Remove what ``surplus`` names, and uploads that nobody went on with for ``abandoned_s``.
+
+        Give the snapshots that are gone. What is unusable stays.
+        """
+        gone = surplus(
+            self.look(cancelled=cancelled).stored, policy, now_s=self._clock(), protect=protect
+        )
+        for each in gone:
+            self.drop(each.kernel_id, each.generation)
+        sweep(self._catalogue(cancelled, keyless=True), before_s=self._clock() - abandoned_s)
+        return gone
+
+    def _catalogue(
+        self, cancelled: Callable[[], bool] = never, *, keyless: bool = False
+    ) -> Catalogue:
+        key: MasterKey | None = None
+        if self._key_source and not keyless:
+            key = self._key_source.key()
+        return Catalogue(self._objects.until(Stop(cancelled)), key)
+
+
+def _file_system(url: str, options: Mapping[str, Any]) -> tuple[AbstractFileSystem, str]:
+    shown = _SECRET.sub("", url)
+    wanted = {"use_listings_cache": False, "skip_instance_cache": True} | dict(options)
+    try:
+        fs, root = url_to_fs(url, **wanted)
+    except ImportError as exc:
+        raise ConfigError(
+            f"{shown} needs a package that is not installed: {exc}", hint="install it"
+        ) from exc
+    except OSError as exc:
+        raise StoreUnavailable(
+            f"the store {shown} cannot be reached: {exc}", hint="try again when it can be"
+        ) from exc
+    except (ValueError, TypeError) as exc:
+        raise ConfigError(
+            f"{shown} cannot be used as a store: {exc}", hint="check the URL and its options"
+        ) from exc
+    return fs, str(root).rstrip("/")
