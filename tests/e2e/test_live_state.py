@@ -21,7 +21,11 @@ pytestmark = [pytest.mark.runsc, pytest.mark.timeout(300)]
 NIGHTS = 10
 
 CATALOGUE: dict[str, tuple[str, str, str]] = {
-    "variables": ("a = {'x': [1, 2.5, 'ü'], 'self': None}; a['self'] = a", "a['self'] is a", "True"),
+    "variables": (
+        "a = {'x': [1, 2.5, 'ü'], 'self': None}; a['self'] = a",
+        "a['self'] is a",
+        "True",
+    ),
     "a thread that counts": (
         """
 import threading, time

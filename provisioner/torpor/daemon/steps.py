@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torpor.backends.base import Handle
 from torpor.bridge.client import BridgeRefused
 from torpor.daemon.guest_state import GuestState
 from torpor.daemon.ipc_links import make_links, private_endpoints
@@ -114,7 +115,11 @@ class Steps:
                 "memory": await parts.snapshots.memory(row.kernel_id),
             }
         else:
-            more = fifos(parts.registry.sandboxes[row.sandbox_id or ""].directory)
+            sandbox = parts.registry.sandboxes[row.sandbox_id or ""]
+            more = fifos(sandbox.directory)
+            if kernel.frozen:  # the bridge that would have told of intent is no more
+                await parts.backend.thaw(Handle.from_json(sandbox.handle or {}))
+                kernel.frozen = False
         await parts.bridge.call(
             "open",
             kernel_id=row.kernel_id,
