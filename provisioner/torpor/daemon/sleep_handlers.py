@@ -30,6 +30,7 @@ class SleepHandler(Handler):
             else:
                 kernel.row = replace(kernel.row, pinned=verb == "pin")
                 parts.registry.put_kernel(kernel.row)
+        self.daemon.tiers.nudge(kernel.row.kernel_id)
         return await described(kernel, parts)
 
 

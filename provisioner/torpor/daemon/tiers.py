@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -47,6 +48,12 @@ class Tiers:
         self._cpu: dict[str, tuple[float, float]] = {}
         self._worked_at: dict[str, float] = {}
         self._due: dict[str, float] = {}
+        self._nudged = asyncio.Event()
+
+    def nudge(self, kernel_id: str) -> None:
+        """Look at a kernel soon: what is wanted of it has changed."""
+        self._due.pop(kernel_id, None)
+        self._nudged.set()
 
     async def run(self) -> None:
         """Look at kernels until cancelled."""
@@ -61,7 +68,10 @@ class Tiers:
                     with about(kernel_id):
                         self._due[kernel_id] = time.monotonic() + await self._look(kernel)
             ahead = min(self._due.values(), default=now + _AGAIN_S) - time.monotonic()
-            await asyncio.sleep(min(max(ahead, _LEAST_S), _AGAIN_S))
+            self._nudged.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(ahead, _LEAST_S), _AGAIN_S)):
+                    await self._nudged.wait()
 
     async def _look(self, kernel: Kernel) -> float:
         """Do what is due for a kernel; give after how many seconds to look again."""
