@@ -273,5 +273,5 @@ def test_tier_by_policy(tmp_path: Path) -> None:
         assert status(km) == "running"
         assert "pinned" in state(km)["sleep"]["outlook"]
         do(km, "unpin")
-        wait_status(km, "frozen")
+        wait_status(km, "hibernated")
         stop(km, kc)

@@ -58,6 +58,7 @@ class Tiers:
     async def run(self) -> None:
         """Look at kernels until cancelled."""
         while True:
+            self._nudged.clear()
             now = time.monotonic()
             kernels = self._supervisor.kernels
             for known in (self._due, self._cpu, self._worked_at):
@@ -68,7 +69,6 @@ class Tiers:
                     with about(kernel_id):
                         self._due[kernel_id] = time.monotonic() + await self._look(kernel)
             ahead = min(self._due.values(), default=now + _AGAIN_S) - time.monotonic()
-            self._nudged.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(ahead, _LEAST_S), _AGAIN_S)):
                     await self._nudged.wait()
