@@ -28,6 +28,8 @@ _VERSION = 1
 _NOWHERE = Path("/golden")
 _LAUNCHER = "ipykernel_launcher"
 _PLAIN = "TORPOR_PLAIN_IPYKERNEL"
+_BOUND = "PYTHONPATH"
+"""Its folders are in every golden, also those that lie in a workspace."""
 
 
 def lineage(
@@ -133,7 +135,7 @@ def _reads_workspace(spec: SandboxSpec, seen: Survey) -> str | None:
     said |= {
         name: value
         for name, value in spec.env.items()
-        if any(fnmatchcase(name, pattern) for pattern in spec.template.env_at_start)
+        if name != _BOUND and any(fnmatchcase(name, each) for each in spec.template.env_at_start)
     }
     for what, text in said.items():
         for folder in folders:

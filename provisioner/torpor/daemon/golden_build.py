@@ -17,7 +17,7 @@ from torpor.daemon.guest_line import GuestLine
 from torpor.daemon.logs import log
 from torpor.daemon.parts import Parts
 from torpor.daemon.unclaimed import Unclaimed
-from torpor.errors import LaunchError
+from torpor.errors import LaunchError, SandboxError
 from torpor.golden import fingerprint
 from torpor.golden.build import Golden
 from torpor.golden.manifest import Manifest
@@ -65,9 +65,12 @@ class GoldenBuild:
             seconds = round(asyncio.get_running_loop().time() - started, 3)
             manifest = replace(manifest, build_seconds=seconds)
             golden = await asyncio.to_thread(self._store.publish, draft, manifest)
-        except BaseException:
+        except BaseException as exc:
             await asyncio.to_thread(self._store.discard, draft)
-            raise
+            if isinstance(exc, SandboxError | OSError) or not isinstance(exc, Exception):
+                raise
+            # The kernel may be anybody's program, and say anything.
+            raise LaunchError(f"what the kernel says cannot be understood: {exc!r}") from exc
         log("golden built", key=lineage.key[:12], seconds=seconds, bytes=golden.size_bytes)
         return golden
 

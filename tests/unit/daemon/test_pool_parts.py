@@ -17,7 +17,7 @@ from torpor.daemon.pool_shapes import Kind, limits_of, shape_name
 from torpor.errors import AtCapacity
 from torpor.golden.build import Golden
 from torpor.golden.fingerprint import take
-from torpor.lifecycle.pool_demand import ARRIVALS_KEPT, PoolLimits
+from torpor.lifecycle.pool_demand import ARRIVALS_KEPT, NO_POOL, PoolLimits
 from torpor.template import GIB, MIB, Template
 
 ROOM = {
@@ -202,7 +202,9 @@ def test_a_workspace_cannot_pass_for_another_and_its_link() -> None:
 def test_limits_come_from_the_template() -> None:
     template = Template(pool_least=1, pool_most=3, pool_keep_s=60.0)
     assert limits_of(template) == PoolLimits(1, 3, 60.0)
-    assert kind().shape().limits == limits_of(Template())
+    assert kind().shape(Template()).limits == limits_of(Template())
+    assert kind().shape(Template(pool_most=1)).limits == NO_POOL, "the template was edited"
+    assert kind().shape(None).limits == NO_POOL
 
 
 def test_the_newest_restore_weighs_most() -> None:
@@ -218,7 +220,7 @@ def test_failures_count_until_a_restore_succeeds() -> None:
     found = kind()
     found.failed("no", 5.0)
     found.failed("still no", 7.0)
-    assert (found.shape().failures, found.shape().failed_at) == (2, 7.0)
+    assert (found.shape(Template()).failures, found.shape(Template()).failed_at) == (2, 7.0)
     assert found.to_json("r")["last_failure"] == "still no"
     found.restored(0.1)
     assert (found.failures, found.to_json("r")["last_failure"]) == (0, None)
@@ -227,7 +229,9 @@ def test_failures_count_until_a_restore_succeeds() -> None:
 def test_only_the_newest_arrivals_are_kept() -> None:
     found = kind()
     found.arrivals.extend(float(number) for number in range(1000))
-    assert found.shape().arrivals == tuple(float(n) for n in range(1000 - ARRIVALS_KEPT, 1000))
+    assert found.shape(Template()).arrivals == tuple(
+        float(n) for n in range(1000 - ARRIVALS_KEPT, 1000)
+    )
 
 
 def test_a_clone_needs_what_its_golden_has_and_gvisor_besides() -> None:
