@@ -94,7 +94,13 @@ def test_who_only_looks_wakes_nobody(home: Path, pair: Pair) -> None:
     assert sandbox_pids(home) == []
 
 
-@pytest.mark.parametrize("kind", ["complete", "inspect", "is_complete", "history"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "complete",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("inspect", "is_complete", "history")),
+    ],
+)
 def test_intent_wakes(pair: Pair, kind: str) -> None:
     km, kc = pair
     tell(kc, "some_variable = 7")
@@ -155,6 +161,7 @@ def test_interrupt_of_a_sleeper_means_nothing(pair: Pair) -> None:
     assert value(kc, "x") == "5"
 
 
+@pytest.mark.slow
 def test_restart_of_a_sleeper_keeps_its_files(pair: Pair) -> None:
     km, kc = pair
     tell(kc, "x = 5; open('/tmp/kept', 'w').write('kept')")
@@ -174,7 +181,7 @@ def test_gentle_restart_of_a_sleeper(pair: Pair) -> None:
     assert value(kc, "'x' in globals(), open('/tmp/kept').read()") == "(False, 'kept')"
 
 
-@pytest.mark.parametrize("now", [True, False])
+@pytest.mark.parametrize("now", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_shutdown_of_a_sleeper_wakes_nobody(home: Path, tmp_path: Path, now: bool) -> None:
     km, kc = start(tmp_path)
     do(km, "hibernate")

@@ -106,14 +106,19 @@ def change(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (truncated, "pages.img"),
         (flipped, "pages.img"),
-        (of_another, "belongs to user 12345"),
-        (of_the_future, "version 99"),
-        (of_another_build, "release-19700101.0"),
-        (of_another_processor, "quantum"),
-        (without_a_manifest, "gone"),
-        (without_pages, "pages.img"),
+        *(
+            pytest.param(harm, said, marks=pytest.mark.slow)
+            for harm, said in (
+                (truncated, "pages.img"),
+                (of_another, "belongs to user 12345"),
+                (of_the_future, "version 99"),
+                (of_another_build, "release-19700101.0"),
+                (of_another_processor, "quantum"),
+                (without_a_manifest, "gone"),
+                (without_pages, "pages.img"),
+            )
+        ),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
@@ -144,6 +149,7 @@ def test_a_snapshot_that_cannot_be_used(
     assert value(kc, "1 + 1") == "2"
 
 
+@pytest.mark.slow
 def test_an_older_generation_is_never_woken_in_place_of_the_newest(home: Path, pair: Pair) -> None:
     km, kc = pair
     tell(kc, "x = 1")
@@ -162,6 +168,7 @@ def test_an_older_generation_is_never_woken_in_place_of_the_newest(home: Path, p
     shutil.rmtree(kept)
 
 
+@pytest.mark.slow
 def test_a_workspace_that_comes_back(home: Path, pair: Pair, tmp_path: Path) -> None:
     km, kc = pair
     tell(kc, "x = 1")
@@ -172,6 +179,7 @@ def test_a_workspace_that_comes_back(home: Path, pair: Pair, tmp_path: Path) -> 
     assert value(kc, "x") == "1"
 
 
+@pytest.mark.slow
 def test_a_template_that_was_edited(home: Path, pair: Pair) -> None:
     km, kc = pair
     tell(kc, "x = 1")
@@ -185,6 +193,7 @@ def test_a_template_that_was_edited(home: Path, pair: Pair) -> None:
     config.write_text(before)
 
 
+@pytest.mark.slow
 def test_a_changed_library(home: Path, pair: Pair, tmp_path: Path) -> None:
     """What is mapped into the kernel must be the file that it was."""
     from torpor.golden.fingerprint import changed, parse_fingerprint
@@ -196,7 +205,7 @@ def test_a_changed_library(home: Path, pair: Pair, tmp_path: Path) -> None:
     named = [group[0] for group in body["environment"]["files"]]
     assert any("numpy" in each for each in named)
     assert changed(parse_fingerprint(body["environment"])) is None
-    [folder, rows] = next(each for each in body["environment"]["files"] if "numpy" in each[0])
+    [_, rows] = next(each for each in body["environment"]["files"] if "numpy" in each[0])
     rows[0][1] += 1
     change(folder_of(home, km), environment=body["environment"])
     assert "has changed since" in run(kc, "1", timeout_s=20).reply["evalue"]
@@ -219,6 +228,7 @@ def test_no_room_for_snapshots(tmp_path: Path) -> None:
         stop(km, kc)
 
 
+@pytest.mark.slow
 def test_a_sandbox_that_dies_while_it_is_saved(home: Path, pair: Pair) -> None:
     km, kc = pair
     tell(kc, "big = bytearray(300_000_000); big[::4096] = b'x' * len(big[::4096])")
@@ -239,7 +249,10 @@ def test_a_sandbox_that_dies_while_it_is_saved(home: Path, pair: Pair) -> None:
     assert snapshots() == []
 
 
-@pytest.mark.parametrize("after_s", [0.02, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3])
+@pytest.mark.parametrize(
+    "after_s",
+    [0.1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.02, 0.06, 0.15, 0.2, 0.25, 0.3))],
+)
 def test_the_daemon_dies_while_a_kernel_falls_asleep_or_wakes(
     home: Path, pair: Pair, after_s: float
 ) -> None:
@@ -272,6 +285,7 @@ def test_the_daemon_dies_while_a_kernel_falls_asleep_or_wakes(
     )
 
 
+@pytest.mark.slow
 def test_no_memory_at_wake(home: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     from torpor.daemon import waking
     from torpor.snapshot.build import Snapshot

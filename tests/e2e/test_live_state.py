@@ -18,7 +18,7 @@ from tests.home import start, stop, torpor_home
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(300)]
 
-NIGHTS = 10
+NIGHTS = [2, pytest.param(10, marks=pytest.mark.slow)]
 
 CATALOGUE: dict[str, tuple[str, str, str]] = {
     "variables": (
@@ -286,8 +286,9 @@ def pair(tmp_path: Path) -> Iterator[tuple[Path, KernelManager, BlockingKernelCl
         stop(km, kc)
 
 
-def test_everything_survives_ten_nights(
-    pair: tuple[Path, KernelManager, BlockingKernelClient],
+@pytest.mark.parametrize("nights", NIGHTS)
+def test_everything_survives(
+    pair: tuple[Path, KernelManager, BlockingKernelClient], nights: int
 ) -> None:
     home, km, kc = pair
     entries = dict(CATALOGUE)
@@ -300,7 +301,7 @@ def test_everything_survives_ten_nights(
         assert ran.error is None, f"{name}: {ran.error}: {ran.reply.get('evalue')}"
     wrong = changed(kc, entries)
     assert not wrong, f"before any night: {wrong}"
-    for night in range(1, NIGHTS + 1):
+    for night in range(1, nights + 1):
         do(km, "hibernate")
         assert sandbox_pids(home) == []
         wrong = changed(kc, entries)

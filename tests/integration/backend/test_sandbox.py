@@ -111,7 +111,7 @@ async def test_from_outside_it_is_powerless_too(subject: LocalSubject) -> None:
             assert one.handle.uid == os.geteuid()
         root = set(os.listdir(f"/proc/{pid}/root"))
         assert root <= set(
-            ["bundle", "dev", "etc", "log", "m", "proc", "rootfs", "run", "runsc", "tmp"]
+            ["bundle", "dev", "etc", "log", "m", "proc", "rootfs", "run", "runsc", "save", "tmp"]
         )
 
 

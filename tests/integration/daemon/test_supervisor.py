@@ -8,10 +8,12 @@ from torpor.daemon.bridge_keeper import BridgeKeeper
 from torpor.daemon.parts import Parts
 from torpor.daemon.registry import Registry
 from torpor.daemon.settling import Settling
+from torpor.daemon.snapshots import Snapshots
 from torpor.daemon.supervisor import Supervisor
 from torpor.errors import LaunchError
 from torpor.paths import private_folder
-from torpor.template import Template
+from torpor.snapshot.store import SnapshotStore
+from torpor.template import GIB, Template
 
 from tests.fakes.process_backend import ProcessBackend
 from tests.integration.daemon.conftest import eventually
@@ -46,9 +48,14 @@ async def daemon(home, backend, stuck=""):
     )
     keeper.stuck = stuck
     await keeper.start()
-    parts = Parts(home.paths, registry, backend, keeper)
+    snapshots = Snapshots(SnapshotStore(home.paths.snapshots, GIB))
+    parts = Parts(home.paths, registry, backend, keeper, snapshots)
     settling = Settling(parts)
-    supervisor = Supervisor(parts, settling, at_once=2)
+
+    async def template(name):
+        return Template(name=name)
+
+    supervisor = Supervisor(parts, settling, at_once=2, templates=template)
     try:
         yield supervisor, registry
     finally:

@@ -90,7 +90,7 @@ def test_nobody_is_asked_for_rights() -> None:
         assert devices == {f"/dev/{each}" for each in ["null", "zero", "full", "random", "urandom"]}
         others = {each["from"] for each in writable if not each.get("device")}
         workspace = {"/work"} if mode is WorkspaceMode.READ_WRITE else set()
-        assert others == {"/state/k/s1/log", *workspace}
+        assert others == {"/state/k/s1/log", "/state/k/s1/save", *workspace}
 
 
 @pytest.mark.parametrize(
