@@ -76,6 +76,7 @@ format: venv
 bench: runsc
 	@$(BIN)/python -m tests.bench.spine
 	@$(BIN)/python -m tests.bench.pool
+	@$(BIN)/python -m tests.bench.sleep
 	@$(BIN)/python -m tests.bench.stores
 
 clean:

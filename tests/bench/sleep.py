@@ -1,0 +1,181 @@
+"""Hibernate, wake, freeze and thaw, beside a plain host ipykernel. ``python -m tests.bench.sleep``.
+
+S is the time from ``start_kernel`` to the first ``execute_reply`` of a plain ipykernel on this host. The
+slopes compare with copying as many bytes from file to file on the same disk, in the same minute; every
+raw number is kept as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.bench.measure import execute, start, stop, timed
+from tests.bench.pool import HOST, first_reply, quantile
+from tests.e2e.sleeping import do, sandbox_pids, state, wait
+from tests.home import KERNEL, torpor_home
+from tests.world import processes_of
+
+MIB = 1 << 20
+CONFIG = 'c.Torpor.templates = {"default": {"freeze_after_s": 0, "hibernate_after_s": 0}}\n'
+FILL = "import os; heap = bytearray(os.urandom({mib} << 20)); len(heap)"
+Raw = dict[str, list[float]]
+
+
+def bare(home: Path, folder: Path, cycles: int) -> Raw:
+    """A kernel with nothing in it: hibernate until no process is left, then execute, again and again."""
+    raw: Raw = {name: [] for name in ("host", "awake", "hibernate", "gone", "wake", "thaw")}
+    km, kc, _ = start(KERNEL, folder)
+    try:
+        for _ in range(cycles):
+            raw["host"].append(first_reply(HOST, folder)["total"])
+            raw["awake"].append(timed(lambda: execute(kc, "1 + 1")))
+            pid = state(km)["sandbox"]["pid"]
+            began = time.perf_counter()
+            do(km, "hibernate")
+            raw["hibernate"].append(time.perf_counter() - began)
+            assert not Path(f"/proc/{pid}").exists()
+            wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
+            raw["gone"].append(time.perf_counter() - began)
+            raw["wake"].append(timed(lambda: execute(kc, "1 + 1")))
+            do(km, "freeze")
+            raw["thaw"].append(timed(lambda: execute(kc, "1 + 1")))
+    finally:
+        stop(km, kc)
+    return raw
+
+
+def slope(home: Path, folder: Path, mib: int, cycles: int) -> dict[str, list[float]]:
+    """A kernel with ``mib`` MiB of what cannot be compressed; and copies of as many bytes."""
+    found: dict[str, list[float]] = {"hibernate": [], "wake": [], "all": [], "copy": []}
+    km, kc, _ = start(KERNEL, folder)
+    try:
+        execute(kc, FILL.format(mib=mib))
+        for _ in range(cycles):
+            found["hibernate"].append(timed(lambda: do(km, "hibernate")))
+            found["wake"].append(timed(lambda: execute(kc, "1 + 1")))
+            found["all"].append(timed(lambda: execute(kc, "sum(heap[::4096])")))
+            found["copy"].append(timed(lambda: copy(home, mib)))
+    finally:
+        stop(km, kc)
+    return found
+
+
+def copy(home: Path, mib: int) -> None:
+    """Copy so many bytes from a file to another one, which is on the disk then."""
+    source, target = home / "copy-from", home / "copy-to"
+    if not source.exists() or source.stat().st_size != mib * MIB:
+        source.write_bytes(os.urandom(mib * MIB))
+    with source.open("rb") as read, target.open("wb") as write:
+        shutil.copyfileobj(read, write, 4 * MIB)
+        write.flush()
+        os.fsync(write.fileno())
+    target.unlink()
+
+
+def many(home: Path, folder: Path, count: int) -> dict[str, Any]:
+    """So many hibernated kernels: their processes, and what bridge and daemon need for them."""
+    kernels = []
+    before = services(home)
+    try:
+        for _ in range(count):
+            km, kc, _ = start(KERNEL, folder)
+            do(km, "hibernate")
+            kernels.append((km, kc))
+        after = services(home)
+        return {
+            "kernels": count,
+            "sandbox_processes": len(sandbox_pids(home)),
+            "rss_bytes_each": (after["rss"] - before["rss"]) / count,
+            "descriptors_each": (after["fds"] - before["fds"]) / count,
+            "first_wake_s": timed(lambda: execute(kernels[0][1], "1 + 1")),
+        }
+    finally:
+        for km, kc in kernels:
+            stop(km, kc)
+
+
+def services(home: Path) -> dict[str, int]:
+    """Give memory and descriptors of daemon and bridge together."""
+    found = {"rss": 0, "fds": 0}
+    for pid in processes_of(home):
+        status = Path(f"/proc/{pid}/status").read_text()
+        found["rss"] += int(status.split("VmRSS:")[1].split()[0]) * 1024
+        found["fds"] += len(os.listdir(f"/proc/{pid}/fd"))
+    return found
+
+
+def report(raw: Raw, slopes: dict[str, dict[str, list[float]]], crowd: Any) -> dict[str, Any]:
+    """Print the table; give it as JSON."""
+    s = statistics.median(raw["host"])
+    awake = statistics.median(raw["awake"])
+    print(f"S (plain ipykernel on the host, p50 of {len(raw['host'])}): {s * 1e3:.0f} ms")
+    figures: dict[str, Any] = {"S": s, "awake": awake, "crowd": crowd}
+    rows = (
+        ("hibernate", "hibernate a bare kernel", {"p50": 0.4}),
+        ("gone", "  until no process is left", {"p50": 0.4}),
+        ("wake", "execute on a hibernated one", {"p50": 0.4, "p95": 0.8}),
+    )
+    for key, title, goals in rows:
+        figures[key] = {"p50": quantile(raw[key], 0.5), "p95": quantile(raw[key], 0.95)}
+        told = "  ".join(
+            f"{name} {value * 1e3:5.0f} ms = {value / s:5.2f} S"
+            for name, value in figures[key].items()
+        )
+        print(f"{title:30} {told}")
+        for name, goal in goals.items():
+            reached = "ok" if figures[key][name] / s <= goal else "NOT REACHED"
+            print(f"{'':30}   goal {name} <= {goal} S: {reached}")
+    thaw = (statistics.median(raw["thaw"]) - awake) / s
+    print(f"thaw: {thaw:.3f} S over an awake round trip (goal <= 0.03 S)")
+    figures["thaw"] = thaw
+    for mib, found in slopes.items():
+        middle = {name: statistics.median(values) for name, values in found.items()}
+        print(
+            f"{mib} MiB: copy {middle['copy']:.2f} s, hibernate {middle['hibernate']:.2f} s = "
+            f"{middle['hibernate'] / middle['copy']:.2f}x (goal 3), wake {middle['wake']:.2f} s = "
+            f"{middle['wake'] / middle['copy']:.2f}x (goal 2), all of it read {middle['all']:.2f} s"
+        )
+        figures[f"slope_{mib}"] = middle
+    print(f"hibernated: {json.dumps(crowd)}")
+    return figures
+
+
+def main() -> int:
+    """Run everything; exit 0 when every figure could be taken (goals are reported, not enforced)."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/bench/sleep.json"))
+    parser.add_argument("--cycles", type=int, default=20)
+    parser.add_argument("--kernels", type=int, default=100)
+    parser.add_argument("--mib", type=int, nargs="*", default=[256, 1024])
+    options = parser.parse_args()
+    with torpor_home(CONFIG) as home, tempfile.TemporaryDirectory(prefix="tp-bench-") as name:
+        folder = Path(name)
+        raw = bare(home, folder, options.cycles)
+        slopes = {str(mib): slope(home, folder, mib, 3) for mib in options.mib}
+        crowd = many(home, folder, options.kernels)
+    figures = report(raw, slopes, crowd)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    machine = {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "processors": os.cpu_count(),
+        "load": os.getloadavg(),
+    }
+    document = {"machine": machine, "figures": figures, "raw": {**raw, "slopes": slopes}}
+    options.out.write_text(json.dumps(document, indent=1))
+    print(f"raw numbers: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

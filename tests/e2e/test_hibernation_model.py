@@ -1,0 +1,205 @@
+"""Random operations on a kernel beside a model of it: nothing lost, nothing twice, nothing left.
+
+``SLEEP_SEED`` repeats a run, ``SLEEP_OPERATIONS`` sets its length; the seed is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+from torpor.errors import Busy, SandboxError
+
+from tests.e2e.cells import reply_to, tell, value
+from tests.e2e.sleeping import daemon_pid, do, sandbox_pids, snapshots, state, status, wait
+from tests.home import start, stop, torpor_home
+
+SEED = int(os.environ.get("SLEEP_SEED", "0")) or random.SystemRandom().randrange(1 << 31)
+SHORT = 30
+LONG = int(os.environ.get("SLEEP_OPERATIONS", "500"))
+
+pytestmark = [pytest.mark.runsc]
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    config = 'c.Torpor.templates = {"default": {"freeze_after_s": 0, "hibernate_after_s": 0}}\n'
+    with torpor_home(config) as folder:
+        yield folder
+
+
+class Model:
+    """The kernel and what it should know: ``done`` is every number that was appended, in order."""
+
+    def __init__(self, home: Path, folder: Path, chance: random.Random) -> None:
+        self.home = home
+        self.chance = chance
+        self.folder = folder
+        self.number = 0
+        self.done: list[int] = []
+        self.km: KernelManager
+        self.kc: BlockingKernelClient
+        self.km, self.kc = start(folder)
+        self.fresh()
+
+    def fresh(self) -> None:
+        tell(self.kc, "done = []")
+        self.done = []
+
+    # -- operations --------------------------------------------------------------------------
+
+    def execute(self) -> None:
+        self.number += 1
+        tell(self.kc, f"done.append({self.number})")
+        self.done.append(self.number)
+
+    def burst(self) -> None:
+        asked = []
+        for _ in range(self.chance.randint(2, 6)):
+            self.number += 1
+            self.done.append(self.number)
+            asked.append(self.kc.execute(f"done.append({self.number})"))
+        for each in asked:
+            assert reply_to(self.kc, each, 30)["status"] == "ok"
+
+    def hibernate(self) -> None:
+        do(self.km, "hibernate")
+        assert sandbox_pids(self.home) == []
+
+    def hibernate_and_execute(self) -> None:
+        """An execute that comes at any moment of falling asleep."""
+        import threading
+
+        said: list[BaseException] = []
+
+        def sleep() -> None:
+            try:
+                do(self.km, "hibernate")
+            except BaseException as exc:
+                said.append(exc)
+
+        falling = threading.Thread(target=sleep)
+        falling.start()
+        time.sleep(self.chance.uniform(0, 0.4))
+        self.execute()
+        falling.join()
+        assert all(isinstance(each, Busy) for each in said), said
+
+    def wake(self) -> None:
+        do(self.km, "wake")
+
+    def freeze(self) -> None:
+        do(self.km, "freeze")
+
+    def interrupt(self) -> None:
+        self.km.interrupt_kernel()
+
+    def interrupt_a_loop(self) -> None:
+        asked = self.kc.execute("while True: pass")
+        wait(lambda: state(self.km)["execution_state"] == "busy", lambda: str(state(self.km)))
+        time.sleep(0.1)
+        self.km.interrupt_kernel()
+        assert reply_to(self.kc, asked, 20)["ename"] == "KeyboardInterrupt"
+
+    def restart(self) -> None:
+        self.km.restart_kernel(now=self.chance.random() < 0.5)
+        self.kc.wait_for_ready(timeout=60)
+        self.fresh()
+
+    def look(self) -> None:
+        before = status(self.km)
+        assert reply_to(self.kc, self.kc.kernel_info(), 10)["status"] == "ok"
+        assert status(self.km) == before
+
+    def kill_daemon(self) -> None:
+        os.kill(daemon_pid(self.home), signal.SIGKILL)
+        assert self.km.is_alive()
+
+    def kill_daemon_in_the_middle(self) -> None:
+        import threading
+
+        verb, pid = self.chance.choice(["hibernate", "wake", "freeze"]), daemon_pid(self.home)
+
+        def strike(after_s: float = self.chance.uniform(0, 0.4)) -> None:
+            time.sleep(after_s)
+            os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=strike)
+        killer.start()
+        with contextlib.suppress(SandboxError):
+            do(self.km, verb)
+        killer.join()
+        assert self.km.is_alive()
+
+    def kill_runsc(self) -> None:
+        if (pid := state(self.km)["sandbox"]["pid"]) is None:
+            return
+        os.kill(pid, signal.SIGKILL)
+        wait(lambda: status(self.km) == "gone", lambda: str(state(self.km)))
+        self.restart()
+
+    def another_client(self) -> None:
+        self.kc.stop_channels()
+        self.kc = self.km.client()
+        self.kc.start_channels()
+        self.kc.wait_for_ready(timeout=30)
+
+    def check(self) -> None:
+        assert value(self.kc, "done") == str(self.done)
+
+
+WEIGHTS = {
+    "execute": 10,
+    "burst": 4,
+    "hibernate": 10,
+    "hibernate_and_execute": 6,
+    "wake": 3,
+    "freeze": 6,
+    "interrupt": 3,
+    "interrupt_a_loop": 1,
+    "restart": 1,
+    "look": 5,
+    "kill_daemon": 2,
+    "kill_daemon_in_the_middle": 3,
+    "kill_runsc": 1,
+    "another_client": 2,
+    "check": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        pytest.param(SHORT, marks=pytest.mark.timeout(240)),
+        pytest.param(LONG, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
+def test_random_operations(home: Path, tmp_path: Path, operations: int) -> None:
+    print(f"SLEEP_SEED={SEED}")
+    chance = random.Random(SEED)
+    model = Model(home, tmp_path, chance)
+    trail: list[str] = []
+    try:
+        for number in range(operations):
+            name = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            trail.append(name)
+            getattr(model, name)()
+            if number % 10 == 9:
+                model.check()
+        model.check()
+    except BaseException:
+        print("the last of them:", trail[-12:])
+        raise
+    finally:
+        stop(model.km, model.kc)
+    wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
+    assert snapshots() == []
+    assert list((home / "state/k").iterdir()) == []
