@@ -1,0 +1,87 @@
+"""The processes that descend from one, and stopping them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+from torpor.backends.base import Handle
+from torpor.backends.local_freezer import freeze, thaw
+from torpor.errors import SandboxGone
+from torpor.runsc import pidfd
+from torpor.runsc.family import family
+
+BUSY = """
+import os
+for _ in range(3):
+    if os.fork() == 0:
+        break
+print(flush=True)
+while True:
+    pass
+"""
+
+
+@pytest.fixture
+def parent():
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE) as process:
+        for _ in range(4):
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield process.pid
+        for each in reversed(family(process.pid)):
+            subprocess.run(["kill", "-KILL", str(each.pid)], check=True)
+
+
+def handle(pid: int, start: int | None) -> Handle:
+    assert start is not None
+    return Handle(
+        backend="local",
+        sandbox_id="s",
+        pid=pid,
+        pid_start=start,
+        runsc="",
+        runsc_build="",
+        root="",
+        uid=0,
+        cgroups=(),
+        directory="",
+        workspace=None,
+        workspace_mode="none",
+    )
+
+
+def used_s(pid: int) -> float:
+    return sum(each.cpu_s for each in family(pid))
+
+
+async def test_frozen_ones_use_nothing_and_go_on(parent: int) -> None:
+    sandbox = handle(parent, pidfd.start_ticks(parent))
+    assert len(family(parent)) == 4
+    assert family(parent)[0].pid == parent
+    await freeze(sandbox)
+    await freeze(sandbox)
+    before = used_s(parent)
+    await asyncio.sleep(0.3)
+    assert used_s(parent) == before
+    await thaw(sandbox)
+    await thaw(sandbox)
+    await asyncio.sleep(0.3)
+    assert used_s(parent) > before
+
+
+async def test_somebody_else_with_the_same_number_is_left_alone(parent: int) -> None:
+    start = pidfd.start_ticks(parent)
+    assert start is not None
+    stranger = handle(parent, start + 1)
+    with pytest.raises(SandboxGone):
+        await freeze(stranger)
+    with pytest.raises(SandboxGone):
+        await thaw(stranger)
+    assert {each.state for each in family(parent)} <= {"R", "S"}
+
+
+def test_nobody() -> None:
+    assert family(2**22 + 1) == []

@@ -1,0 +1,69 @@
+"""How a sandbox is saved and made again: as it was, but for what is its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from torpor.runsc.saved_plan import restored_plan, save_argvs, without_secrets
+from torpor.template import WorkspaceMode
+
+from tests.unit.runsc.test_plan import _plan
+
+
+@pytest.fixture(params=list(WorkspaceMode))
+def plan(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = _plan(request.param)
+    return found
+
+
+def restored(plan: dict[str, Any]) -> dict[str, Any]:
+    return restored_plan(
+        without_secrets(plan), sandbox_id="s2", directory="/state/k/s2", image="/state/snap/image"
+    )
+
+
+def test_a_shape_holds_no_secret(plan: dict[str, Any]) -> None:
+    assert "key" in json.dumps(plan)
+    boots = [each for each in plan["tree"] if each["at"].endswith("/boot.json")]
+    assert len(boots) == 1
+    assert boots[0]["text"] not in json.dumps(without_secrets(plan))
+
+
+def test_flags_are_those_it_was_started_with(plan: dict[str, Any]) -> None:
+    pause, save, resume = save_argvs(plan["argv"], "g1")
+    flags = [each for each in plan["argv"] if each.startswith("--") and "bundle" not in each]
+    for argv, word in ((pause, "pause"), (save, "checkpoint"), (resume, "resume")):
+        assert argv[: len(flags) + 1] == [plan["argv"][0], *flags]
+        assert argv[len(flags) + 1] == word
+        assert argv[-1] == "s1"
+    assert "--leave-running" in save
+    assert "--image-path=/save/g1" in save
+    again = restored(plan)
+    assert again["argv"][: len(flags) + 1] == plan["argv"][: len(flags) + 1]
+    assert again["argv"][len(flags) + 1] == "restore"
+
+
+def test_it_sees_what_it_saw(plan: dict[str, Any]) -> None:
+    def seen(tree: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        own = ("/log", "/save", "/image")
+        return [each for each in tree if each["at"] not in own and "boot.json" not in each["at"]]
+
+    assert seen(restored(plan)["tree"]) == seen(plan["tree"])
+
+
+def test_nothing_of_the_old_folder_is_shown(plan: dict[str, Any]) -> None:
+    again = restored(plan)
+    assert "/state/k/s1" not in json.dumps(again)
+    assert again["build_at"] == "/state/k/s2/root"
+    [image] = [each for each in again["tree"] if each["at"] == "/image"]
+    assert (image["from"], image["read_only"]) == ("/state/snap/image", True)
+
+
+def test_twice_restored_is_as_once(plan: dict[str, Any]) -> None:
+    once = restored(plan)
+    twice = restored_plan(
+        without_secrets(once), sandbox_id="s2", directory="/state/k/s2", image="/state/snap/image"
+    )
+    assert twice == once
