@@ -29,6 +29,16 @@ class SleepClient:
         path = f"/v1/kernels/{quote(kernel_id, safe='')}/{verb}"
         return await self._client.call("POST", path, {}, timeout_s=_LONGEST_S)
 
+    async def checkpoint(self, kernel_id: str, name: str) -> dict[str, Any]:
+        """Save a kernel under a name and let it go on; give its state. Raises as ``do``."""
+        path = f"/v1/kernels/{quote(kernel_id, safe='')}/checkpoint"
+        return await self._client.call("POST", path, {"name": name}, timeout_s=_LONGEST_S)
+
+    async def roll_back(self, kernel_id: str, to: str | int) -> dict[str, Any]:
+        """Have a kernel be as in one of its snapshots; give its state. Raises as ``do``."""
+        path = f"/v1/kernels/{quote(kernel_id, safe='')}/rollback"
+        return await self._client.call("POST", path, {"to": to}, timeout_s=_LONGEST_S)
+
     async def snapshots(self) -> list[dict[str, Any]]:
         """Give what is on disk, by kernel and generation."""
         return list((await self._client.call("GET", "/v1/snapshots"))["snapshots"])

@@ -40,6 +40,11 @@ class TorporCommand(Command):
         "wake": ("torpor.cli.sleep.WakeCommand", "Bring sleeping kernels back."),
         "pin": ("torpor.cli.sleep.PinCommand", "Keep kernels from being put to sleep."),
         "unpin": ("torpor.cli.sleep.UnpinCommand", "Let kernels be put to sleep again."),
+        "checkpoint": (
+            "torpor.cli.branch.CheckpointCommand",
+            "Save a kernel's memory under a name.",
+        ),
+        "rollback": ("torpor.cli.branch.RollbackCommand", "Take a kernel back to a checkpoint."),
         "snapshots": (
             "torpor.cli.snapshots.SnapshotsCommand",
             "List the saved memory of hibernated kernels.",

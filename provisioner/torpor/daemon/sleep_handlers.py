@@ -9,6 +9,7 @@ from torpor.daemon.describe import described
 from torpor.daemon.handlers import Handler
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about
+from torpor.errors import ConfigError
 from torpor.snapshot.build import Listed
 
 
@@ -32,6 +33,28 @@ class SleepHandler(Handler):
                 parts.registry.put_kernel(kernel.row)
         self.daemon.tiers.nudge(kernel.row.kernel_id)
         return await described(kernel, parts)
+
+
+class BranchHandler(Handler):
+    """``checkpoint`` with ``{"name"}``, ``rollback`` with ``{"to": name or generation}``."""
+
+    async def post(self, kernel_id: str, verb: str) -> None:
+        kernel, body = self.daemon.supervisor.get(kernel_id), self.body()
+        which = body.get("name" if verb == "checkpoint" else "to")
+        usable = str if verb == "checkpoint" else (str, int)
+        if not isinstance(which, usable) or isinstance(which, bool):
+            raise ConfigError(f"{verb} needs the name of a checkpoint, not {which!r:.100}")
+        await self.answer(self._do(kernel, verb, which))
+
+    async def _do(self, kernel: Kernel, verb: str, which: int | str) -> dict[str, Any]:
+        sleeper = self.daemon.supervisor.sleeper
+        with about(kernel.row.kernel_id):
+            if verb == "checkpoint":
+                await sleeper.checkpoint(kernel, str(which))
+            else:
+                await sleeper.roll_back(kernel, which)
+        self.daemon.tiers.nudge(kernel.row.kernel_id)
+        return await described(kernel, self.daemon.parts)
 
 
 class SnapshotsHandler(Handler):
@@ -64,5 +87,6 @@ def sleep_routes() -> list[tuple[str, type[Handler]]]:
     verbs = "hibernate|wake|freeze|pin|unpin"
     return [
         (rf"/v1/kernels/([A-Za-z0-9._-]+)/({verbs})", SleepHandler),
+        (r"/v1/kernels/([A-Za-z0-9._-]+)/(checkpoint|rollback)", BranchHandler),
         (r"/v1/snapshots", SnapshotsHandler),
     ]

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,6 +32,7 @@ from torpor.errors import (
     SandboxGone,
 )
 from torpor.lifecycle import Status, run_to_end
+from torpor.snapshot.build import Snapshot
 from torpor.template import Template
 
 HOLD_S = 3.0
@@ -61,21 +62,69 @@ class Sleeper:
             NoRoom, LaunchError, BackendUnavailable: it could not be saved.
         """
         async with kernel.lock:
-            if kernel.row.status is Status.ASLEEP:
-                return
-            handle, template = self._handle(kernel), await self._template(kernel)
-            if template is None:
-                raise ConfigError(f"there is no template {kernel.row.template!r} any more")
-            started = time.monotonic()
-            async with self._turns, self._standing_still(kernel, handle, "hibernating") as memory:
-                await self._save(kernel, handle, template, memory)
-            await run_to_end(self._let_go(kernel), within_s=_UNDO_S, name="let go")
-            log(
-                "hibernated",
-                generation=kernel.row.generation,
-                seconds=round(time.monotonic() - started, 3),
-            )
-            kernel.notify()
+            await self.hibernate_locked(kernel)
+
+    async def hibernate_locked(self, kernel: Kernel) -> None:
+        """Do the same for a caller that holds the kernel's lock."""
+        if kernel.row.status is Status.ASLEEP:
+            return
+        handle, started = self._handle(kernel), time.monotonic()
+        async with self._turns, self._standing_still(kernel, handle, "hibernating") as memory:
+            await self._save(kernel, handle, memory)
+        await run_to_end(self._let_go(kernel), within_s=_UNDO_S, name="let go")
+        log(
+            "hibernated",
+            generation=kernel.row.generation,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        kernel.notify()
+
+    async def checkpoint(self, kernel: Kernel, name: str) -> Snapshot:
+        """Save a kernel under a name and let it go on; one that sleeps is woken first.
+
+        Raises:
+            SnapshotUnusable: the name cannot be used, or is taken.
+            others: as ``hibernate`` and ``wake``.
+        """
+        async with kernel.lock:
+            await self._parts.snapshots.require_free(kernel.row.kernel_id, name)
+            await self.wake_locked(kernel)
+            handle = self._handle(kernel)
+            async with self._turns, self._standing_still(kernel, handle, "saving") as memory:
+                snapshot = await self._published(kernel, handle, memory, name)
+                await self._resume(kernel, handle)
+                self._put(kernel, generation=snapshot.manifest.generation)
+            await run_to_end(self._go_on(kernel, handle), within_s=_UNDO_S, name="go on")
+            log("checkpoint", name=name, generation=snapshot.manifest.generation)
+            return snapshot
+
+    async def roll_back(self, kernel: Kernel, which: int | str) -> None:
+        """Have a kernel be as it was in one of its snapshots. If that fails it sleeps, as it was.
+
+        What it is now becomes a snapshot first, which stays until it hibernates the next time.
+
+        Raises:
+            SnapshotUnusable: there is no such snapshot, or it cannot be used.
+            others: as ``hibernate`` and ``wake``.
+        """
+        async with kernel.lock:
+            target = await self._parts.snapshots.get(kernel.row.kernel_id, which)
+            await self.hibernate_locked(kernel)
+            present = kernel.row.generation
+            await self._become(kernel, target.manifest.generation, target.manifest.memory)
+            try:
+                await self._wake(kernel)
+            except BaseException:
+                memory = await self._parts.snapshots.memory(kernel.row.kernel_id)
+                await run_to_end(
+                    self._become(kernel, present, memory), within_s=_UNDO_S, name="as it was"
+                )
+                raise
+            log("rolled back", generation=target.manifest.generation, name=target.manifest.name)
+
+    async def _become(self, kernel: Kernel, generation: int, memory: Mapping[str, Any]) -> None:
+        self._put(kernel, generation=generation)
+        await self._tell("sleep", kernel, memory=dict(memory))
 
     async def freeze(self, kernel: Kernel) -> None:
         """Stop the processes of a kernel; one that sleeps is fine. Raises as ``hibernate``."""
@@ -195,29 +244,10 @@ class Sleeper:
             kernel.moving = ""
             kernel.notify()
 
-    async def _save(
-        self, kernel: Kernel, handle: Handle, template: Template, memory: dict[str, Any]
-    ) -> None:
+    async def _save(self, kernel: Kernel, handle: Handle, memory: dict[str, Any]) -> None:
         """Up to the one write that makes the snapshot the kernel."""
-        parts, row = self._parts, kernel.row
+        snapshot = await self._published(kernel, handle, memory)
         try:
-            told = await parts.bridge.rpc(row.kernel_id, "mapped", {}, timeout_s=_MAPPED_S)
-        except BridgeRefused as exc:
-            raise Busy(f"the guest of kernel {row.kernel_id} does not answer: {exc}") from exc
-        mapped = [each for each in told.get("files") or [] if isinstance(each, str)]
-        build = await parts.backend.build()
-        saved = await parts.backend.save(handle, f"g{secrets.token_hex(4)}")
-        try:
-            snapshot = await parts.snapshots.publish(
-                row,
-                saved,
-                handle=handle,
-                template=template,
-                build=build,
-                memory=memory,
-                mapped=mapped,
-                kernel_generation=kernel.guest.generation,
-            )
             self._put(
                 kernel,
                 status=Status.ASLEEP,
@@ -232,6 +262,40 @@ class Sleeper:
             raise
         kernel.frozen = False
         kernel.forget_sandbox()
+
+    async def _published(
+        self, kernel: Kernel, handle: Handle, memory: dict[str, Any], name: str = ""
+    ) -> Snapshot:
+        """Give a new snapshot of a kernel that stands still; its sandbox is paused then.
+
+        If it fails the sandbox goes on.
+        """
+        parts, row = self._parts, kernel.row
+        template = await self._template(kernel)
+        if template is None:
+            raise ConfigError(f"there is no template {row.template!r} any more")
+        try:
+            told = await parts.bridge.rpc(row.kernel_id, "mapped", {}, timeout_s=_MAPPED_S)
+        except BridgeRefused as exc:
+            raise Busy(f"the guest of kernel {row.kernel_id} does not answer: {exc}") from exc
+        mapped = [each for each in told.get("files") or [] if isinstance(each, str)]
+        build = await parts.backend.build()
+        saved = await parts.backend.save(handle, f"g{secrets.token_hex(4)}")
+        try:
+            return await parts.snapshots.publish(
+                row,
+                saved,
+                handle=handle,
+                template=template,
+                build=build,
+                memory=memory,
+                mapped=mapped,
+                kernel_generation=kernel.guest.generation,
+                name=name,
+            )
+        except BaseException:
+            await run_to_end(self._resume(kernel, handle), within_s=_UNDO_S, name="resume")
+            raise
 
     async def _let_go(self, kernel: Kernel) -> None:
         """Close the link and free the sandbox. What fails here the sweep and ``next_step`` finish."""

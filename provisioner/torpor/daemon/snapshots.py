@@ -23,7 +23,7 @@ from torpor.errors import Busy, SandboxError, SnapshotUnusable
 from torpor.golden import fingerprint
 from torpor.python_prefix import within
 from torpor.snapshot.build import Listed, Snapshot
-from torpor.snapshot.manifest import Ancestor, SnapshotManifest
+from torpor.snapshot.manifest import Ancestor, SnapshotManifest, check_name
 from torpor.snapshot.mismatch import MachineFacts, mismatch
 from torpor.snapshot.store import SnapshotStore
 from torpor.template import Template, WorkspaceMode
@@ -115,6 +115,20 @@ class Snapshots:
             return snapshot
 
         return await asyncio.to_thread(work)
+
+    async def get(self, kernel_id: str, which: int | str) -> Snapshot:
+        """Give a snapshot by generation or name. Raises SnapshotUnusable: there is none."""
+        found = await asyncio.to_thread(self.store.get, kernel_id, which)
+        if found is None:
+            raise SnapshotUnusable(
+                f"kernel {kernel_id} has no snapshot {which!r}", hint="see: torpor snapshots"
+            )
+        return found
+
+    async def require_free(self, kernel_id: str, name: str) -> None:
+        """Raise SnapshotUnusable for a name that cannot be, or is that of a snapshot already."""
+        if await asyncio.to_thread(self.store.get, kernel_id, check_name(name)) is not None:
+            raise SnapshotUnusable(f"kernel {kernel_id} has a checkpoint {name!r} already")
 
     @contextmanager
     def held(self, snapshot: Snapshot) -> Iterator[None]:

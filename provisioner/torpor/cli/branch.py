@@ -1,0 +1,58 @@
+"""``torpor checkpoint`` and ``torpor rollback``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from torpor.cli.command import Command, progress
+from torpor.cli.reach import client_of, kernels_now
+from torpor.cli.sleep import chosen
+from torpor.client_sleep import SleepClient
+
+
+class _BranchCommand(Command):
+    max_positionals = 2
+
+    def run(self) -> int:
+        if len(self.extra_args) != 2:
+            return self.usage_error("name a kernel and a checkpoint")
+        wanted, name = self.extra_args
+        started = time.monotonic()
+        state = asyncio.run(self._run(wanted, name))
+        if not self.json:
+            progress(f"done ({time.monotonic() - started:.2f} s)")
+        self.show(state, f"{state['kernel_id']}: {state['status']}")
+        return 0
+
+    async def _run(self, wanted: str, name: str) -> dict[str, Any]:
+        known = [str(each["kernel_id"]) for each in await kernels_now(self.paths)]
+        return await self.act(SleepClient(client_of(self.paths)), chosen(wanted, known), name)
+
+    async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class CheckpointCommand(_BranchCommand):
+    name = "torpor checkpoint"
+    description = """Save the whole memory of an idle kernel under a name, and let it go on.
+
+    torpor checkpoint KERNEL NAME
+
+    It stays until the name is dropped with its kernel's snapshots; see `torpor rollback`."""
+
+    async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
+        return await client.checkpoint(kernel_id, name)
+
+
+class RollbackCommand(_BranchCommand):
+    name = "torpor rollback"
+    description = """Have a kernel be as it was at a checkpoint: memory, threads and private files.
+
+    torpor rollback KERNEL NAME    a name, or a generation that `torpor snapshots` shows
+
+    What it is now becomes a snapshot first. Files of the workspace are not rolled back."""
+
+    async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
+        return await client.roll_back(kernel_id, int(name) if name.isdecimal() else name)
