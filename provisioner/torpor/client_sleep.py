@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
+from torpor.api import Endpoints
 from torpor.client import Client
 
 VERBS = ("hibernate", "freeze", "wake", "pin", "unpin")
@@ -38,6 +39,18 @@ class SleepClient:
         """Have a kernel be as in one of its snapshots; give its state. Raises as ``do``."""
         path = f"/v1/kernels/{quote(kernel_id, safe='')}/rollback"
         return await self._client.call("POST", path, {"to": to}, timeout_s=_LONGEST_S)
+
+    async def fork(
+        self, kernel_id: str, new_id: str, client: Endpoints, *, lease: bool = False
+    ) -> dict[str, Any]:
+        """Make a kernel ``new_id`` with the memory of another and give its state.
+
+        Ports of ``client`` may be 0: the state has those that were bound. With ``lease`` it ends
+        with this process. Raises as ``do``; nothing is left then.
+        """
+        path = f"/v1/kernels/{quote(kernel_id, safe='')}/fork"
+        body = {"kernel_id": new_id, "client": client.to_json(), "lease": lease}
+        return await self._client.call("POST", path, body, timeout_s=_LONGEST_S)
 
     async def snapshots(self) -> list[dict[str, Any]]:
         """Give what is on disk, by kernel and generation."""

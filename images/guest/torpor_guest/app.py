@@ -22,7 +22,10 @@ from torpor_guest.zmtp import Part
 
 TYPE_CHECKING = False  # as mypy knows it; typing itself takes 20 ms to import
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from torpor_guest.silent import Silent
 
 
 _FAREWELL_S = 0.5
@@ -70,26 +73,43 @@ class Guest:
             emit,
             self._relay.count_dropped,
         )
+        self._key = boot.key
+        self._silent: Any = None
         self._on_own_reply = self._probe.replied
         more = self._golden_methods(boot, line_fd) if boot.golden else None
-        self._rpc = Rpc(self._kernel, emit, self._leave, self._probe.ask_again, more)
+        self._rpc = Rpc(
+            self._kernel, emit, self._leave, self._probe.ask_again, self._ask_silently, more
+        )
         self._loop.after_each = self._relay.flush
 
     def _golden_methods(self, boot: Boot, line_fd: int) -> dict[str, Any]:
         from torpor_guest.golden import Golden
         from torpor_guest.kernel_line import KernelLine
+
+        line = KernelLine(self._loop, line_fd) if line_fd >= 0 else None
+        return Golden(self._kernel, self._probe, self._silently(), line).methods()
+
+    def _silently(self) -> Silent:
         from torpor_guest.silent import Silent
 
-        silent = Silent(self._loop, boot.key, self._wires)
+        if self._silent is None:
+            silent = self._silent = Silent(self._loop, self._key, self._wires)
 
-        def replied(parts: list[Part]) -> None:
-            self._probe.replied(parts)
-            silent.replied(parts)
+            def replied(parts: list[Part]) -> None:
+                self._probe.replied(parts)
+                silent.replied(parts)
 
-        self._on_own_reply = replied
-        self._kernel.on_end = silent.kernel_ended
-        line = KernelLine(self._loop, line_fd) if line_fd >= 0 else None
-        return Golden(self._kernel, self._probe, silent, line).methods()
+            self._on_own_reply = replied
+            self._kernel.on_end = silent.kernel_ended
+        found: Silent = self._silent
+        return found
+
+    def _ask_silently(
+        self, code: str, timeout_s: float, answer: Callable[[dict[str, Any]], None]
+    ) -> None:
+        from torpor_guest.silent import execute_content
+
+        self._silently().ask("execute_request", execute_content(code), timeout_s, answer)
 
     def run(self, params: StartParams | None, launched: Launched | SpawnError | None) -> None:
         """Serve until told to end, then leave no process of ours behind."""

@@ -2,11 +2,12 @@
 
 ::
 
-    {"id": int, "method": "start|restart|signal|status|ping|check|mapped|exit", "params": {}}
+    {"id": int, "method": "start|restart|signal|status|ping|check|mapped|run|exit", "params": {}}
     {"id": int, "result": {}}  or  {"id": int, "error": {"code": str, "message": str}}
 
 ``check`` is a real kernel_info round trip and gives ``{"kernel_info": {}}``; ``mapped`` gives
-``{"files": [str]}``, what is mapped into the sandbox's processes. Error codes: ``bad_request`` (what
+``{"files": [str]}``, what is mapped into the sandbox's processes. ``run`` has the kernel execute
+``code`` as nobody's client, leaves no trace of it, and gives the reply's content. Error codes: ``bad_request`` (what
 is wrong is named), ``busy`` (a kernel is running or restarting), ``no_kernel`` (nothing to restart or
 signal), ``spawn`` (the program could not be executed).
 """
@@ -51,18 +52,21 @@ class Rpc:
         emit: Emit,
         leave: Callable[[], None],
         ask_kernel: Callable[[Callable[[dict[str, Any]], None]], None],
+        ask_silently: Callable[[str, float, Callable[[dict[str, Any]], None]], None],
         more: dict[str, Callable[[dict[str, Any], Answer], None]] | None = None,
     ) -> None:
         self._kernel = kernel
         self._emit = emit
         self._leave = leave
         self._ask_kernel = ask_kernel
+        self._ask_silently = ask_silently
         self._methods: dict[str, Callable[[dict[str, Any], Answer], None]] = {
             "start": self._start,
             "restart": self._restart,
             "signal": self._signal,
             "status": lambda _params, answer: answer({"result": kernel.status()}),
             "check": self._check,
+            "run": self._run,
             "mapped": lambda _params, answer: answer({"result": {"files": mapped_files()}}),
             "ping": lambda _params, answer: answer({"result": {}}),
             "exit": self._exit,
@@ -129,6 +133,14 @@ class Rpc:
         if self._kernel.state != "ready":
             raise RpcError("no_kernel", f"the kernel is {self._kernel.state}")
         self._ask_kernel(lambda info: answer({"result": {"kernel_info": info}}))
+
+    def _run(self, params: dict[str, Any], answer: Answer) -> None:
+        code, timeout_s = params.get("code"), params.get("timeout_s")
+        if not isinstance(code, str) or not isinstance(timeout_s, int | float):
+            raise RpcError("bad_request", "code is a text and timeout_s a number")
+        if self._kernel.state != "ready":
+            raise RpcError("no_kernel", f"the kernel is {self._kernel.state}")
+        self._ask_silently(code, float(timeout_s), lambda reply: answer({"result": reply}))
 
     def _exit(self, _params: dict[str, Any], answer: Answer) -> None:
         answer({"result": {}})

@@ -1,15 +1,59 @@
-"""``torpor checkpoint`` and ``torpor rollback``."""
+"""``torpor fork``, ``torpor checkpoint`` and ``torpor rollback``."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import secrets
 import time
+import uuid
 from typing import Any
 
+from jupyter_core.paths import jupyter_runtime_dir, secure_write
+
+from torpor.api import CHANNELS, Endpoints
 from torpor.cli.command import Command, progress
 from torpor.cli.reach import client_of, kernels_now
 from torpor.cli.sleep import chosen
 from torpor.client_sleep import SleepClient
+
+
+class ForkCommand(Command):
+    name = "torpor fork"
+    description = """Make a second kernel with the memory of another one, which goes on.
+
+    torpor fork KERNEL
+
+    Prints the connection file: jupyter console --existing FILE. Nobody's process owns the fork: it
+    stays until `torpor shutdown`."""
+    max_positionals = 1
+
+    def run(self) -> int:
+        if not self.extra_args:
+            return self.usage_error("name a kernel")
+        state, path = asyncio.run(self._run(self.extra_args[0]))
+        self.show({**state, "connection_file": path}, f"{state['kernel_id']}\n{path}")
+        return 0
+
+    async def _run(self, wanted: str) -> tuple[dict[str, Any], str]:
+        known = [str(each["kernel_id"]) for each in await kernels_now(self.paths)]
+        new_id, key = str(uuid.uuid4()), secrets.token_hex(16)
+        client = Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), key)
+        state = await SleepClient(client_of(self.paths)).fork(chosen(wanted, known), new_id, client)
+        path = os.path.join(jupyter_runtime_dir(), f"kernel-{new_id}.json")
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        ports = {f"{name}_port": port for name, port in state["client"]["ports"].items()}
+        about = {
+            "ip": "127.0.0.1",
+            "transport": "tcp",
+            "key": key,
+            "signature_scheme": "hmac-sha256",
+            "kernel_name": state["kernel_name"],
+        }
+        with secure_write(path) as file:
+            file.write(json.dumps(ports | about, indent=2))
+        return state, path
 
 
 class _BranchCommand(Command):

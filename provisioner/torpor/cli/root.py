@@ -45,6 +45,8 @@ class TorporCommand(Command):
             "Save a kernel's memory under a name.",
         ),
         "rollback": ("torpor.cli.branch.RollbackCommand", "Take a kernel back to a checkpoint."),
+        "fork": ("torpor.cli.branch.ForkCommand", "Make a second kernel with the same memory."),
+        "shutdown": ("torpor.cli.sleep.ShutdownCommand", "End kernels, asleep or awake."),
         "snapshots": (
             "torpor.cli.snapshots.SnapshotsCommand",
             "List the saved memory of hibernated kernels.",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torpor.cli.command import Command, progress
 from torpor.cli.reach import client_of, kernels_now
 from torpor.errors import SandboxError, SandboxGone
+
+if TYPE_CHECKING:
+    from torpor.client_sleep import SleepClient
 
 
 class SleepCommand(Command):
@@ -23,6 +26,10 @@ class SleepCommand(Command):
             return self.usage_error("name at least one kernel (see `torpor kernels`)")
         return asyncio.run(self._run())
 
+    async def act(self, client: SleepClient, kernel_id: str) -> dict[str, Any]:
+        """Do it to one kernel; give its state."""
+        return await client.do(kernel_id, self.verb)
+
     async def _run(self) -> int:
         from torpor.client_sleep import SleepClient
 
@@ -32,7 +39,7 @@ class SleepCommand(Command):
             started = time.monotonic()
             try:
                 kernel_id = chosen(wanted, known)
-                state: dict[str, Any] = await client.do(kernel_id, self.verb)
+                state = await self.act(client, kernel_id)
             except SandboxError as exc:
                 self.show_error(exc)
                 failed = 1
@@ -43,6 +50,18 @@ class SleepCommand(Command):
         if self.json:
             self.show({"kernels": states}, "")
         return failed
+
+
+class ShutdownCommand(SleepCommand):
+    name = "torpor shutdown"
+    description = """End kernels, asleep or awake, with all that belongs to them but named checkpoints.
+
+    torpor shutdown KERNEL...    an id, or how it begins"""
+    done = "is no more"
+
+    async def act(self, client: SleepClient, kernel_id: str) -> dict[str, Any]:
+        await client_of(self.paths).delete(kernel_id)
+        return {"kernel_id": kernel_id, "status": "gone"}
 
 
 def chosen(wanted: str, known: list[str]) -> str:

@@ -24,6 +24,7 @@ from torpor.daemon.backend import ConfiguredBackend
 from torpor.daemon.bridge_keeper import BridgeKeeper
 from torpor.daemon.capacity import check_room
 from torpor.daemon.describe import kernel_state
+from torpor.daemon.forking import Forker
 from torpor.daemon.handlers import routes
 from torpor.daemon.listen import listen
 from torpor.daemon.logs import log
@@ -70,6 +71,7 @@ class Daemon:
         self._settling: Settling
         self.supervisor: Supervisor
         self.tiers: Tiers
+        self.forker: Forker
         self.warm: Warm | None = None
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -113,6 +115,7 @@ class Daemon:
                 warm=self.warm,
                 room=self._room,
             )
+            self.forker = Forker(self.parts, settling, self.supervisor.sleeper, room=self._room)
             await recover(self.parts, settling, self.supervisor)
             self.tiers = Tiers(self.parts, self.supervisor, self._template)
             settling.tasks.start(self.tiers.run(), name="tiers")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from torpor.api import Endpoints, parse_endpoints
 from torpor.daemon.describe import described
 from torpor.daemon.handlers import Handler
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about
+from torpor.daemon.processes import Process
 from torpor.errors import ConfigError
 from torpor.snapshot.build import Listed
+from torpor.snapshot.manifest import is_kernel_id
 
 
 class SleepHandler(Handler):
@@ -57,6 +60,24 @@ class BranchHandler(Handler):
         return await described(kernel, self.daemon.parts)
 
 
+class ForkHandler(Handler):
+    """``fork`` with ``{"kernel_id", "client": Endpoints, "lease"}``; answers with the fork's state."""
+
+    async def post(self, kernel_id: str) -> None:
+        source, body = self.daemon.supervisor.get(kernel_id), self.body()
+        name = body.get("kernel_id")
+        if not isinstance(name, str) or not is_kernel_id(name):
+            raise ConfigError(f"{name!r:.100} cannot be the id of a kernel")
+        client = parse_endpoints(body.get("client"))
+        await self.answer(self._do(source, name, client, self.owner(bool(body.get("lease")))))
+
+    async def _do(
+        self, source: Kernel, name: str, client: Endpoints, owner: Process | None
+    ) -> dict[str, Any]:
+        kernel = await self.daemon.forker.fork(source, name, client, owner)
+        return await described(kernel, self.daemon.parts)
+
+
 class SnapshotsHandler(Handler):
     async def get(self) -> None:
         await self.answer(self._list())
@@ -88,5 +109,6 @@ def sleep_routes() -> list[tuple[str, type[Handler]]]:
     return [
         (rf"/v1/kernels/([A-Za-z0-9._-]+)/({verbs})", SleepHandler),
         (r"/v1/kernels/([A-Za-z0-9._-]+)/(checkpoint|rollback)", BranchHandler),
+        (r"/v1/kernels/([A-Za-z0-9._-]+)/fork", ForkHandler),
         (r"/v1/snapshots", SnapshotsHandler),
     ]

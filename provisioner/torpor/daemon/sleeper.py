@@ -89,14 +89,43 @@ class Sleeper:
         async with kernel.lock:
             await self._parts.snapshots.require_free(kernel.row.kernel_id, name)
             await self.wake_locked(kernel)
-            handle = self._handle(kernel)
-            async with self._turns, self._standing_still(kernel, handle, "saving") as memory:
-                snapshot = await self._published(kernel, handle, memory, name)
-                await self._resume(kernel, handle)
-                self._put(kernel, generation=snapshot.manifest.generation)
-            await run_to_end(self._go_on(kernel, handle), within_s=_UNDO_S, name="go on")
-            log("checkpoint", name=name, generation=snapshot.manifest.generation)
-            return snapshot
+            return await self._checkpoint(kernel, name)
+
+    async def _checkpoint(self, kernel: Kernel, name: str) -> Snapshot:
+        handle = self._handle(kernel)
+        async with self._turns, self._standing_still(kernel, handle, "saving") as memory:
+            snapshot = await self._published(kernel, handle, memory, name)
+            await self._resume(kernel, handle)
+            self._put(kernel, generation=snapshot.manifest.generation)
+        await run_to_end(self._go_on(kernel, handle), within_s=_UNDO_S, name="go on")
+        log("checkpoint", name=name, generation=snapshot.manifest.generation)
+        return snapshot
+
+    @asynccontextmanager
+    async def snapshot_of(self, kernel: Kernel) -> AsyncIterator[Snapshot]:
+        """Give a snapshot of a kernel as it is, which cannot go while the context lasts.
+
+        Of one that sleeps it is the one it has; another one is made for this and removed again.
+        Raises as ``hibernate``.
+        """
+        snapshots, kernel_id = self._parts.snapshots, kernel.row.kernel_id
+        async with kernel.lock:
+            if kernel.row.status is Status.ASLEEP:
+                snapshot = await snapshots.get(kernel_id, kernel.row.generation)
+                with snapshots.held(snapshot):
+                    yield snapshot
+                return
+            snapshot = await self._checkpoint(kernel, "")
+        try:
+            with snapshots.held(snapshot):
+                yield snapshot
+        finally:
+            if kernel.row.status is Status.LIVE:
+                await run_to_end(
+                    snapshots.drop(kernel_id, snapshot.manifest.generation),
+                    within_s=_UNDO_S,
+                    name="drop",
+                )
 
     async def roll_back(self, kernel: Kernel, which: int | str) -> None:
         """Have a kernel be as it was in one of its snapshots. If that fails it sleeps, as it was.

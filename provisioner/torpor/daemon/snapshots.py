@@ -10,9 +10,10 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -124,6 +125,37 @@ class Snapshots:
                 f"kernel {kernel_id} has no snapshot {which!r}", hint="see: torpor snapshots"
             )
         return found
+
+    async def copy(self, snapshot: Snapshot, kernel_id: str) -> Snapshot:
+        """Make a copy the first snapshot of another kernel. Raises NoRoom, OSError; all or nothing."""
+
+        def work() -> Snapshot:
+            draft = self.store.draft(snapshot.manifest.size_bytes)
+            try:
+                for path in snapshot.image.iterdir():
+                    shutil.copyfile(path, draft / "image" / path.name, follow_symlinks=False)
+                manifest = snapshot.manifest
+                copied = replace(
+                    manifest,
+                    kernel_id=kernel_id,
+                    generation=1,
+                    name="",
+                    parent=Ancestor(manifest.kernel_id, manifest.generation),
+                    created_at=datetime.now(UTC).isoformat(),
+                )
+                return self.store.publish(draft, copied)
+            except BaseException:
+                self.store.discard(draft)
+                raise
+
+        return await asyncio.to_thread(work)
+
+    async def drop(self, kernel_id: str, generation: int) -> None:
+        """Remove one snapshot; what cannot be removed now goes with the next that is made."""
+        try:
+            await asyncio.to_thread(self.store.drop, kernel_id, generation)
+        except (SandboxError, OSError) as exc:
+            log("snapshot stays", level=logging.WARNING, error=exc)
 
     async def require_free(self, kernel_id: str, name: str) -> None:
         """Raise SnapshotUnusable for a name that cannot be, or is that of a snapshot already."""
