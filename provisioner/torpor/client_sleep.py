@@ -40,6 +40,15 @@ class SleepClient:
         path = f"/v1/kernels/{quote(kernel_id, safe='')}/rollback"
         return await self._client.call("POST", path, {"to": to}, timeout_s=_LONGEST_S)
 
+    async def drop(self, kernel_id: str, generation: int) -> dict[str, int]:
+        """Remove one snapshot for good; give ``{"removed", "bytes"}``. None is fine.
+
+        Raises:
+            Busy: its kernel sleeps in it, or something is being restored from it.
+        """
+        path = f"/v1/snapshots/{quote(kernel_id, safe='')}/{generation}"
+        return dict(await self._client.call("DELETE", path))
+
     async def fork(
         self, kernel_id: str, new_id: str, client: Endpoints, *, lease: bool = False
     ) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from jupyter_client.manager import KernelManager
 from torpor.client import Client
 from torpor.client_sleep import SleepClient
 from torpor.config import user_paths
-from torpor.errors import SnapshotUnusable
+from torpor.errors import Busy, SnapshotUnusable
 
 from tests.e2e.cells import reply_to, run, tell, value
 from tests.e2e.sleeping import do, snapshots, status
@@ -61,6 +63,26 @@ def test_back_and_forth(pair: tuple[KernelManager, BlockingKernelClient]) -> Non
     assert {"first", "second"} <= named
     roll_back(km, next(each["generation"] for each in snapshots() if each["name"] == "second"))
     assert value(kc, "x") == "'second'"
+
+
+def test_named_ones_outlive_their_kernel(tmp_path: Path) -> None:
+    config = 'c.Torpor.templates = {"default": {"freeze_after_s": 0, "hibernate_after_s": 0}}\n'
+    with torpor_home(config) as home:
+        km, kc = start(tmp_path)
+        checkpoint(km, "kept")
+        do(km, "hibernate")
+        kernel_id = str(km.kernel_id)
+        newest = max(each["generation"] for each in snapshots())
+        with pytest.raises(Busy, match="sleeps in"):
+            asyncio.run(client().drop(kernel_id, newest))
+        stop(km, kc)
+        [left] = snapshots()
+        assert (left["name"], left["has_kernel"]) == ("kept", False)
+        torpor = [sys.executable, "-m", "torpor", "snapshots", "rm", kernel_id[:6], "kept"]
+        done = subprocess.run(torpor, capture_output=True, text=True, timeout=30)
+        assert done.stdout.startswith("1 removed"), done.stderr
+        assert snapshots() == []
+        assert not (home / "state/snapshots" / kernel_id).exists()
 
 
 def test_names(pair: tuple[KernelManager, BlockingKernelClient]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from torpor.daemon.handlers import Handler
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about
 from torpor.daemon.processes import Process
-from torpor.errors import ConfigError
+from torpor.errors import Busy, ConfigError
+from torpor.lifecycle.idle import Tier
 from torpor.snapshot.build import Listed
 from torpor.snapshot.manifest import is_kernel_id
 
@@ -90,6 +92,26 @@ class SnapshotsHandler(Handler):
         }
 
 
+class SnapshotHandler(Handler):
+    """``DELETE /v1/snapshots/KERNEL/GENERATION``."""
+
+    async def delete(self, kernel_id: str, generation: str) -> None:
+        await self.answer(self._drop(kernel_id, int(generation)))
+
+    async def _drop(self, kernel_id: str, generation: int) -> dict[str, Any]:
+        kernel = self.daemon.supervisor.kernels.get(kernel_id)
+        if kernel is not None:
+            async with kernel.lock:
+                if kernel.tier is Tier.ASLEEP and kernel.row.generation == generation:
+                    raise Busy(
+                        f"kernel {kernel_id} sleeps in generation {generation}",
+                        hint="wake it first, or end it with `torpor shutdown`",
+                    )
+        store = self.daemon.parts.snapshots.store
+        removed = await asyncio.to_thread(store.drop, kernel_id, generation)
+        return {"removed": len(removed), "bytes": sum(each.size_bytes for each in removed)}
+
+
 def _shown(listed: Listed, has_kernel: bool) -> dict[str, Any]:
     return {
         "kernel_id": listed.kernel_id,
@@ -111,4 +133,5 @@ def sleep_routes() -> list[tuple[str, type[Handler]]]:
         (r"/v1/kernels/([A-Za-z0-9._-]+)/(checkpoint|rollback)", BranchHandler),
         (r"/v1/kernels/([A-Za-z0-9._-]+)/fork", ForkHandler),
         (r"/v1/snapshots", SnapshotsHandler),
+        (r"/v1/snapshots/([A-Za-z0-9._-]+)/([0-9]{1,9})", SnapshotHandler),
     ]
