@@ -282,3 +282,46 @@ def test_tier_by_policy(tmp_path: Path) -> None:
         do(km, "unpin")
         wait_status(km, "hibernated")
         stop(km, kc)
+
+
+@pytest.mark.slow
+def test_sleepers_expire(tmp_path: Path) -> None:
+    config = (
+        'c.Torpor.templates = {"default": {"freeze_after_s": 0, "hibernate_after_s": 2.1,'
+        ' "expire_after_s": 2.5}}\n'
+    )
+    with torpor_home(config) as home:
+        km, kc = start(tmp_path)
+        wait_status(km, "hibernated")
+        wait(lambda: not (home / "state/snapshots" / str(km.kernel_id)).exists(), lambda: "kept")
+        with pytest.raises(SandboxGone):
+            state(km)
+        assert events(home, "expired")
+        stop(km, kc)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [True, False])
+def test_work_in_the_background_is_the_templates_choice(tmp_path: Path, counts: bool) -> None:
+    config = (
+        'c.Torpor.templates = {"default": {"freeze_after_s": 0, "hibernate_after_s": 3,'
+        f' "count_background": {counts}}}}}\n'
+    )
+    burn = (
+        "import threading, time\n"
+        "def burn():\n"
+        "    while True:\n"
+        "        sum(range(100_000)); time.sleep(0.005)\n"
+        "threading.Thread(target=burn, daemon=True).start()"
+    )
+    with torpor_home(config):
+        km, kc = start(tmp_path)
+        tell(kc, burn)
+        if counts:
+            time.sleep(8)
+            assert status(km) == "running"
+            assert "background" in state(km)["sleep"]["outlook"]
+        else:
+            wait_status(km, "hibernated")
+            assert value(kc, "threading.active_count() > 1") == "True"
+        stop(km, kc)

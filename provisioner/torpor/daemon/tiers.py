@@ -29,6 +29,10 @@ from torpor.runsc.family import family
 from torpor.template import Template
 
 _LEAST_S = 0.5
+_PAUSE_S = 1.0
+"""A new kernel is noticed after so long."""
+_MEASURE_S = 1.0
+"""How long the processor time of a kernel is measured that was not looked at before."""
 _AGAIN_S = 5.0
 """A kernel that could not be put to sleep is tried again after so long."""
 
@@ -70,7 +74,7 @@ class Tiers:
                         self._due[kernel_id] = time.monotonic() + await self._look(kernel)
             ahead = min(self._due.values(), default=now + _AGAIN_S) - time.monotonic()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(max(ahead, _LEAST_S), _AGAIN_S)):
+                async with asyncio.timeout(min(max(ahead, _LEAST_S), _PAUSE_S)):
                     await self._nudged.wait()
 
     async def _look(self, kernel: Kernel) -> float:
@@ -85,7 +89,10 @@ class Tiers:
             kernel.outlook = f"{kernel.tier}: {exc}"
             return _AGAIN_S
         policy = policy_of(template)
-        decision = next_tier(self._seen(kernel, status), policy, time.time())
+        share = self._background(kernel)
+        if share is None and policy.count_background:
+            return _MEASURE_S
+        decision = next_tier(self._seen(kernel, status, share or 0.0), policy, time.time())
         kernel.outlook = decision.reason
         if decision.action is Action.NONE:
             return decision.look_again_s
@@ -112,9 +119,8 @@ class Tiers:
             raise BackendUnavailable("its endpoints are just coming back")
         return await self._parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
 
-    def _seen(self, kernel: Kernel, status: Mapping[str, Any]) -> KernelSeen:
+    def _seen(self, kernel: Kernel, status: Mapping[str, Any], share: float) -> KernelSeen:
         now, row = time.time(), kernel.row
-        share = self._background(kernel) if kernel.tier is Tier.AWAKE else 0.0
         if share >= BACKGROUND_SHARE:
             self._worked_at[row.kernel_id] = now
         since = status.get("idle_since")
@@ -129,17 +135,25 @@ class Tiers:
             last_background=self._worked_at.get(row.kernel_id, 0.0),
         )
 
-    def _background(self, kernel: Kernel) -> float:
-        """Give the share of a processor that the sandbox has used since the last look."""
+    def _background(self, kernel: Kernel) -> float | None:
+        """Give the share of a processor that the sandbox has used since the last look.
+
+        None when that was its first, or just now: what it does is not known yet.
+        """
+        if kernel.tier is not Tier.AWAKE:
+            self._cpu.pop(kernel.row.kernel_id, None)
+            return 0.0
         sandbox = self._parts.registry.sandboxes.get(kernel.row.sandbox_id or "")
         if kernel.row.status is not Status.LIVE or sandbox is None or not sandbox.handle:
             return 0.0
         handle = Handle.from_json(sandbox.handle)
         now, used = time.monotonic(), sum(each.cpu_s for each in family(handle.pid))
         before = self._cpu.get(kernel.row.kernel_id)
+        if before is not None and now - before[0] < _LEAST_S:
+            return None
         self._cpu[kernel.row.kernel_id] = (now, used)
-        if before is None or now - before[0] < _LEAST_S / 2 or used < before[1]:
-            return 0.0
+        if before is None or used < before[1]:  # another sandbox than the last time
+            return None
         return (used - before[1]) / (now - before[0])
 
 
