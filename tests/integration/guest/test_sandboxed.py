@@ -111,6 +111,10 @@ def sandboxed(tmp_path: Path) -> Iterator[Sandboxed]:
             yield host
         finally:
             subprocess.run(host.runsc_argv("delete", "--force", "one"), capture_output=True)
+            place = tmp_path / "state/null-netns"  # runsc keeps it mounted for its next sandbox
+            if place.exists():
+                subprocess.run(["umount", str(place)], check=True)
+            assert str(place) not in Path("/proc/mounts").read_text()
 
 
 def test_a_kernel_lives_in_a_sandbox(sandboxed: Sandboxed) -> None:
