@@ -325,3 +325,16 @@ def test_work_in_the_background_is_the_templates_choice(tmp_path: Path, counts: 
             wait_status(km, "hibernated")
             assert value(kc, "threading.active_count() > 1") == "True"
         stop(km, kc)
+
+
+@pytest.mark.parametrize("now", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_restart_after_the_sandbox_was_killed(home: Path, pair: Pair, now: bool) -> None:
+    """The gentle way first asks the dead kernel to shut down; that must not reach its successor."""
+    km, kc = pair
+    os.kill(state(km)["sandbox"]["pid"], signal.SIGKILL)
+    wait_status(km, "gone")
+    km.restart_kernel(now=now)
+    kc.wait_for_ready(timeout=30)
+    time.sleep(0.5)
+    assert value(kc, "1 + 1") == "2"
+    assert km.is_alive()

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from ast import literal_eval
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,7 +154,7 @@ class Model:
         self.kc.wait_for_ready(timeout=30)
 
     def check(self) -> None:
-        assert value(self.kc, "done") == str(self.done)
+        assert literal_eval(value(self.kc, "done")) == self.done
 
 
 WEIGHTS = {
@@ -196,7 +197,8 @@ def test_random_operations(home: Path, tmp_path: Path, operations: int) -> None:
                 model.check()
         model.check()
     except BaseException:
-        print("the last of them:", trail[-12:])
+        print("the last of them:", trail[-12:], state(model.km))
+        print((home / "state/torpord.log").read_text()[-6000:])
         raise
     finally:
         stop(model.km, model.kc)

@@ -102,6 +102,16 @@ class Endpoints:
         for outlet in self.outlets.values():
             outlet.abandon()
 
+    def forget_requests(self) -> None:
+        """Drop what waits on control and stdin: it was meant for a kernel that is no more.
+
+        A shutdown_request that was kept for its successor would end that.
+        """
+        for channel in (Channel.CONTROL, Channel.STDIN):
+            self._gate.counters.dropped["client.too_late"] += (
+                self._inlets[channel].drop() + self._gate.waiting.drop(channel)
+            )
+
     def let_go(self) -> list[Message]:
         """As ``detach``, but go on sending what is held back; give those messages, in order."""
         self._gate.line = None

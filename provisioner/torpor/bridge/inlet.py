@@ -21,6 +21,7 @@ from torpor.bridge.waiting import Entry, Waiting
 from torpor.link import Channel, MessageTooLarge, QueueFull
 
 MESSAGES_PER_TURN = 64
+MAX_DROPPED = 10_000
 MAX_SIGNATURE_BYTES = 128  # hex of the longest hash
 
 
@@ -106,6 +107,14 @@ class Inlet:
         else:
             self._reactor.soon(self._owner, self.ready)
         line.flush()
+
+    def drop(self) -> int:
+        """Read what waits in the socket and forget it; give how many messages that were."""
+        dropped = 0
+        while dropped < MAX_DROPPED and not self._socket.closed and readable(self._socket):
+            receive(self._socket)
+            dropped += 1
+        return dropped
 
     def resume(self) -> None:
         """Go on after the line got room or was replaced; cheap when it was not ``paused``."""

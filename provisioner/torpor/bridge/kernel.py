@@ -99,6 +99,7 @@ class Kernel:
             RequestError: ``fifo``; the endpoints stay, without a link.
         """
         self.unlink()
+        self.endpoints.forget_requests()
         self._connect(fifos, resume=False)
 
     def unlink(self) -> None:

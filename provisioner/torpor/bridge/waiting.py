@@ -68,6 +68,14 @@ class Waiting:
         self._bytes = self._messages = 0
         return found
 
+    def drop(self, channel: Channel) -> int:
+        """Forget what waits on ``channel``; give how many messages that were."""
+        dropped = 0
+        while self._queues[channel]:
+            self.pop(channel)
+            dropped += 1
+        return dropped
+
     def _count(self, change: int, parts: Sequence[Part]) -> None:
         self._messages += change
         self._bytes += change * message_cost(parts)
