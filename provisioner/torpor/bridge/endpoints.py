@@ -108,9 +108,9 @@ class Endpoints:
         A shutdown_request that was kept for its successor would end that.
         """
         for channel in (Channel.CONTROL, Channel.STDIN):
-            self._gate.counters.dropped["client.too_late"] += (
-                self._inlets[channel].drop() + self._gate.waiting.drop(channel)
-            )
+            self._gate.counters.dropped["client.too_late"] += self._inlets[
+                channel
+            ].drop() + self._gate.waiting.drop(channel)
 
     def let_go(self) -> list[Message]:
         """As ``detach``, but go on sending what is held back; give those messages, in order."""
