@@ -114,13 +114,10 @@ class Goldens:
         """Look again whether its files are what was published; what was not touched is not read.
 
         Raises:
-            GoldenUnusable: they are not, and it is used no more.
+            GoldenUnusable: they are not; the caller tells ``sick``, which gives it up.
         """
         damage = await asyncio.to_thread(self.store.verify, golden)
         if damage is not None:
-            key = golden.manifest.key
-            log("golden is given up", level=logging.WARNING, key=key[:12], reason=damage)
-            await self.discard(key)
             raise GoldenUnusable(f"the golden is damaged: {damage}")
 
     async def sick(self, golden: Golden, why: str, *, in_a_row: int) -> None:

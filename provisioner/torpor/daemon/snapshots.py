@@ -191,8 +191,8 @@ class Snapshots:
         """Remove what a kernel that is no more had; what somebody has named stays."""
 
         def work() -> None:
-            for listed in self.store.list():
-                if listed.kernel_id == kernel_id and not listed.name:
+            for listed in self.store.list(kernel_id):
+                if not listed.name:
                     self.store.drop(kernel_id, listed.generation)
 
         try:

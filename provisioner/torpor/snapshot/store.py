@@ -253,14 +253,17 @@ class SnapshotStore:
     # Looking and removing
 
     @as_unusable()
-    def list(self) -> tuple[Listed, ...]:
-        """Give all whole snapshots by kernel and generation; the others are for ``reconcile``."""
+    def list(self, kernel_id: str | None = None) -> tuple[Listed, ...]:
+        """Give all whole snapshots (of one kernel) by kernel and generation.
+
+        The others are for ``reconcile``.
+        """
         if not self._shelf.exists():
             return ()
         found: list[Listed] = []
-        for kernel_id in self._shelf.kernel_ids():
+        for each in self._shelf.kernel_ids() if kernel_id is None else [kernel_id]:
             with suppress(GoldenUnusable):
-                found += self._shelf.look(kernel_id).listed
+                found += self._shelf.look(each).listed
         return tuple(found)
 
     @as_unusable()

@@ -15,7 +15,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zmq
+from torpor.bridge.client import BridgeRefused
 from torpor.link import Channel, Link, Message
 
 from tests.integration.bridge.harness import GUEST_KEY, World
@@ -281,3 +283,10 @@ async def bed_in(world: World, folder: Path, **changes: Any) -> AsyncIterator[Be
             yield bed
         finally:
             await bed.aclose()
+
+
+async def refused(bed: Bed, op: str, **params: Any) -> str:
+    """Give the code with which an operation is refused."""
+    with pytest.raises(BridgeRefused) as caught:
+        await bed.call(op, **params)
+    return caught.value.reason

@@ -18,8 +18,8 @@ from torpor.link import Channel
 from tests.integration.bridge.harness import World
 from tests.integration.bridge.raw import Raw, client_side
 from tests.integration.bridge.sleeper import KERNEL_INFO, TOPIC, Bed, bed_in, receive
-from tests.integration.bridge.test_asleep import reopened
 from tests.integration.bridge.test_hold import ask, idle, overheard
+from tests.integration.bridge.test_waking import reopened
 
 
 @pytest_asyncio.fixture
