@@ -32,6 +32,7 @@ from torpor.backends.base import (
     Handle,
     Lineage,
     NotClonable,
+    Ready,
     SandboxSpec,
     Saved,
 )
@@ -105,7 +106,10 @@ class ProcessBackend:
     async def thaw(self, handle: Handle) -> None:
         await thaw(handle)
 
-    async def prepare_saved(self, spec: SandboxSpec) -> None:
+    async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
+        raise LaunchError("there is no gVisor here that could restore anything")
+
+    async def stand_ready(self, spec: SandboxSpec) -> Ready:
         raise LaunchError("there is no gVisor here that could restore anything")
 
     async def start(self, spec: SandboxSpec) -> Handle:

@@ -153,6 +153,23 @@ class Saved:
     shown: tuple[str, ...]
 
 
+class Ready(Protocol):
+    """A sandbox made ahead of need: all of it is there but the memory of its kernel.
+
+    ``destroy`` removes it like any other, after ``aclose``.
+    """
+
+    @property
+    def handle(self) -> Handle:
+        """As ``start`` would give it."""
+
+    async def go(self) -> None:
+        """Have it restored; returns as soon as that has begun. Once. Raises LaunchError."""
+
+    async def aclose(self) -> None:
+        """Let go of it. It ends, unless ``go`` was called. Twice is fine."""
+
+
 class Backend(Protocol):
     """Makes, watches and removes sandboxes; a new instance can do all that an old one could."""
 
@@ -217,13 +234,24 @@ class Backend(Protocol):
     async def thaw(self, handle: Handle) -> None:
         """Let a frozen sandbox go on; one that runs is fine. Raises SandboxGone."""
 
-    async def prepare_saved(self, spec: SandboxSpec) -> None:
+    async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
         """Do as ``prepare`` for a sandbox that ``start`` restores from a saved one, ``spec.image``.
 
-        Of ``spec`` only id, directory, template and image count.
+        One that is made ``ahead`` is for ``stand_ready``. Of ``spec`` only id, directory, template
+        and image count.
 
         Raises:
             LaunchError: this machine cannot do it now, or what was saved is damaged.
+        """
+
+    async def stand_ready(self, spec: SandboxSpec) -> Ready:
+        """Start a sandbox prepared ahead of need, up to where its kernel's memory is restored.
+
+        It ends with this process. ``start_timeout_s`` counts, too. On failure or cancel it is as
+        after a failed ``start``.
+
+        Raises:
+            LaunchError: this machine refused, or it was not ready in time.
         """
 
     async def start(self, spec: SandboxSpec) -> Handle:

@@ -9,6 +9,7 @@ it, and every mount goes with it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from torpor.backends import local_cgroups
-from torpor.backends.base import Build, Exit, Handle, Lineage, SandboxSpec, Saved
+from torpor.backends.base import Build, Exit, Handle, Lineage, Ready, SandboxSpec, Saved
+from torpor.backends.local_begun import Begun
 from torpor.backends.local_byte_code import compile_folders
 from torpor.backends.local_cgroups import Cgroups, find_cgroups
 from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
@@ -32,7 +34,6 @@ from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
 from torpor.runsc.plan import Machine, checkpoint_argv
-from torpor.runsc.saved_plan import without_secrets
 from torpor.runsc.spawn import Spawned, run_beside
 from torpor.template import GIB, MIB, WorkspaceMode
 
@@ -121,6 +122,12 @@ class LocalBackend:
             raise
 
     async def _start(self, spec: SandboxSpec, undo: AsyncExitStack) -> Handle:
+        begun = await self._begin(spec, undo)
+        await self.on_step("go")
+        await begun.go()
+        return begun.handle
+
+    async def _begin(self, spec: SandboxSpec, undo: AsyncExitStack) -> Begun:
         layout = Layout(spec.directory)
         plan = layout.read_plan()
         layout.clear_logs()
@@ -137,11 +144,25 @@ class LocalBackend:
         await self.on_step("record")
         handle = self._handle(spec, spawned, uid, plan["workspace"])
         layout.write_record(handle)
-        await self.on_step("go")
-        await spawned.go()
-        layout.write_shape(without_secrets(plan))
-        layout.plan.unlink(missing_ok=True)  # it holds the key and the environment
-        return handle
+        return Begun(handle, layout, spawned, plan)
+
+    async def stand_ready(self, spec: SandboxSpec) -> Ready:
+        undo = AsyncExitStack()
+        undo.push_async_callback(self._free, spec.sandbox_id, spec.directory)
+        try:
+            begun = await self._begin(spec, undo)
+            async with asyncio.timeout(spec.start_timeout_s):
+                await begun.spawned.ready()
+            return begun
+        except BaseException as exc:
+            await _undone(undo, exc, spec.sandbox_id)
+            if isinstance(exc, TimeoutError):
+                raise LaunchError(
+                    f"the sandbox was not ready in {spec.start_timeout_s:g} s"
+                ) from exc
+            if isinstance(exc, OSError) and not isinstance(exc, SandboxError):
+                raise machine_error(spec.directory, exc) from exc
+            raise
 
     async def checkpoint(self, spec: SandboxSpec, handle: Handle) -> None:
         """Save the sandbox into ``spec.image``; whether that worked or not, it is to be destroyed then.
@@ -172,8 +193,8 @@ class LocalBackend:
     async def resume(self, handle: Handle) -> None:
         await resume(handle, self._owner(handle))
 
-    async def prepare_saved(self, spec: SandboxSpec) -> None:
-        prepare_saved(spec)
+    async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
+        prepare_saved(spec, ahead=ahead)
 
     async def freeze(self, handle: Handle) -> None:
         await freeze(handle)

@@ -78,7 +78,7 @@ async def resume(handle: Handle, owner: Owner) -> None:
         raise LaunchError(f"the sandbox cannot be told to go on: {exc!r}") from exc
 
 
-def prepare_saved(spec: SandboxSpec) -> None:
+def prepare_saved(spec: SandboxSpec, *, ahead: bool) -> None:
     """Do as ``Backend.prepare_saved``."""
     assert spec.image is not None
     layout = Layout(spec.directory)
@@ -89,6 +89,7 @@ def prepare_saved(spec: SandboxSpec) -> None:
             sandbox_id=spec.sandbox_id,
             directory=str(spec.directory),
             image=str(spec.image.folder),
+            ahead=ahead,
         )
         layout.make_folders()
         layout.make_fifos()

@@ -113,6 +113,8 @@ class Daemon:
                 at_once=at_once,
                 templates=self._template,
                 warm=self.warm,
+                ahead=self._settings.wake_ahead,
+                reserve_bytes=self._settings.reserve_bytes,
                 room=self._room,
             )
             self.forker = Forker(self.parts, settling, self.supervisor.sleeper, room=self._room)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torpor.backends.base import Backend, Build, Exit, Handle, Lineage, SandboxSpec, Saved
+from torpor.backends.base import Backend, Build, Exit, Handle, Lineage, Ready, SandboxSpec, Saved
 from torpor.backends.local import LocalBackend, make_local_backend
 from torpor.config import SettingsSource, process_environment
 from torpor.paths import Paths
@@ -70,8 +70,11 @@ class ConfiguredBackend:
     async def thaw(self, handle: Handle) -> None:
         await self._local.thaw(handle)
 
-    async def prepare_saved(self, spec: SandboxSpec) -> None:
-        await (await self._usable()).prepare_saved(spec)
+    async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
+        await (await self._usable()).prepare_saved(spec, ahead=ahead)
+
+    async def stand_ready(self, spec: SandboxSpec) -> Ready:
+        return await (await self._usable()).stand_ready(spec)
 
     async def start(self, spec: SandboxSpec) -> Handle:
         return await (await self._usable()).start(spec)

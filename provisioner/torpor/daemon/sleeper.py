@@ -11,13 +11,14 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from torpor.backends.base import Handle
 from torpor.bridge.client import BridgeRefused
+from torpor.daemon.ahead import Ahead, Templates
 from torpor.daemon.guest_state import Phase
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about, log
@@ -39,16 +40,17 @@ HOLD_S = 3.0
 _MAPPED_S = 5.0
 _UNDO_S = 40.0
 
-Templates = Callable[[str], Awaitable[Template]]
-
 
 class Sleeper:
     """All ways of a kernel between its tiers. What takes its lock says so."""
 
-    def __init__(self, parts: Parts, *, watch: Watch, templates: Templates, at_once: int) -> None:
+    def __init__(
+        self, parts: Parts, *, watch: Watch, templates: Templates, at_once: int, ahead: Ahead
+    ) -> None:
         self._parts = parts
         self._templates = templates
-        self._waking = Waking(parts, watch)
+        self._ahead = ahead
+        self._waking = Waking(parts, watch, ahead)
         self._turns = asyncio.Semaphore(at_once)
 
     # -- deeper, under the kernel's lock -------------------------------------------------------
@@ -78,6 +80,7 @@ class Sleeper:
             seconds=round(time.monotonic() - started, 3),
         )
         kernel.notify()
+        self._ahead.asleep(kernel)
 
     async def checkpoint(self, kernel: Kernel, name: str) -> Snapshot:
         """Save a kernel under a name and let it go on; one that sleeps is woken first.

@@ -15,6 +15,7 @@ from typing import Any
 
 from torpor.api import LaunchRequest
 from torpor.bridge.client import BridgeRefused
+from torpor.daemon.ahead import Ahead, Templates
 from torpor.daemon.guest_state import after_event, after_status
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.launch import Launcher
@@ -24,7 +25,7 @@ from torpor.daemon.plan import Plan
 from torpor.daemon.processes import Process
 from torpor.daemon.records import KernelRow
 from torpor.daemon.settling import Settling
-from torpor.daemon.sleeper import Sleeper, Templates
+from torpor.daemon.sleeper import Sleeper
 from torpor.daemon.warm import Warm
 from torpor.errors import BackendUnavailable, Busy, SandboxError, SandboxGone
 from torpor.lifecycle import Status, Target
@@ -45,13 +46,20 @@ class Supervisor:
         at_once: int,
         templates: Templates,
         warm: Warm | None = None,
+        ahead: int = 0,
+        reserve_bytes: int = 0,
         room: Callable[[str, int | None], None] = lambda _kernel_id, _starting: None,
     ) -> None:
         self.kernels = settling.kernels
         self._parts = parts
         self._settling = settling
+        self._ahead = Ahead(parts, templates, most=ahead, reserve_bytes=reserve_bytes)
         self.sleeper = Sleeper(
-            parts, watch=settling.watch_sandbox, templates=templates, at_once=at_once
+            parts,
+            watch=settling.watch_sandbox,
+            templates=templates,
+            at_once=at_once,
+            ahead=self._ahead,
         )
         self._launcher = Launcher(
             parts,
@@ -299,6 +307,7 @@ class Supervisor:
             launch.cancel()
         if launches:
             await asyncio.wait(launches)
+        await self._ahead.aclose()
 
 
 def _new_row(plan: Plan, owner: Process | None) -> KernelRow:

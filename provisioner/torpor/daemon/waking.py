@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torpor.backends.base import Handle, Image, SandboxSpec
+from torpor.backends.base import Handle
 from torpor.bridge.client import BridgeRefused
+from torpor.daemon.ahead import WAKE_S, Ahead, restored_spec
 from torpor.daemon.guest_state import GuestState, Phase
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import log
@@ -24,7 +25,6 @@ from torpor.lifecycle import Status
 from torpor.snapshot.build import Snapshot
 from torpor.template import MIB, Template
 
-WAKE_S = 60.0
 _LINK_S = 30.0
 _CHECK_S = 10.0
 _SPARE_BYTES = 64 * MIB
@@ -36,9 +36,10 @@ Watch = Callable[[Kernel, SandboxRow, Handle], None]
 class Waking:
     """Restores kernels; the caller holds the kernel's lock, and calls ``undo`` if it fails."""
 
-    def __init__(self, parts: Parts, watch: Watch) -> None:
+    def __init__(self, parts: Parts, watch: Watch, ahead: Ahead) -> None:
         self._parts = parts
         self._watch = watch
+        self._ahead = ahead
 
     async def wake(self, kernel: Kernel, template: Template | None) -> None:
         """Bring a sleeping kernel back.
@@ -95,18 +96,23 @@ class Waking:
         await parts.free_sandboxes_of(row.kernel_id)
 
     async def _restore(self, kernel: Kernel, template: Template, snapshot: Snapshot) -> SandboxRow:
-        parts, kernel_id = self._parts, kernel.row.kernel_id
-        sandbox_id = f"t{secrets.token_hex(8)}"
-        sandbox = SandboxRow(sandbox_id, kernel_id, parts.paths.kernels / sandbox_id)
+        sandbox = await self._ahead.go(kernel, snapshot)
+        if sandbox is None:
+            sandbox = await self._start(kernel, template, snapshot)
+        kernel.guest = GuestState(phase=Phase.READY, generation=snapshot.manifest.kernel_generation)
+        self._watch(kernel, sandbox, Handle.from_json(sandbox.handle or {}))
+        await self._answering(kernel, sandbox)
+        return sandbox
+
+    async def _start(self, kernel: Kernel, template: Template, snapshot: Snapshot) -> SandboxRow:
+        parts, sandbox_id = self._parts, f"t{secrets.token_hex(8)}"
+        sandbox = SandboxRow(sandbox_id, kernel.row.kernel_id, parts.paths.kernels / sandbox_id)
         parts.registry.put_sandbox(sandbox)
-        spec = _spec(kernel, sandbox, template, snapshot)
+        spec = restored_spec(kernel.row, sandbox, template, snapshot)
         await parts.backend.prepare_saved(spec)
         handle = await parts.backend.start(spec)
         sandbox = replace(sandbox, handle=handle.to_json())
         parts.registry.put_sandbox(sandbox)
-        kernel.guest = GuestState(phase=Phase.READY, generation=snapshot.manifest.kernel_generation)
-        self._watch(kernel, sandbox, handle)
-        await self._answering(kernel, sandbox)
         return sandbox
 
     async def _answering(self, kernel: Kernel, sandbox: SandboxRow) -> None:
@@ -139,22 +145,3 @@ def _require_memory(snapshot: Snapshot) -> None:
             f"its memory of {needed // MIB} MiB does not fit: this machine has {there // MIB} left",
             hint="close or hibernate other kernels, then ask again; the snapshot is kept",
         )
-
-
-def _spec(
-    kernel: Kernel, sandbox: SandboxRow, template: Template, snapshot: Snapshot
-) -> SandboxSpec:
-    """Give what the backend needs to restore; the rest is in the saved sandbox's shape."""
-    return SandboxSpec(
-        sandbox_id=sandbox.sandbox_id,
-        template=template,
-        argv=(),
-        env={},
-        cwd="/",
-        workspace=None,
-        key=kernel.row.guest_key,
-        directory=sandbox.directory,
-        kernel_name=kernel.row.kernel_name,
-        start_timeout_s=WAKE_S,
-        image=Image(snapshot.image, restore=True),
-    )

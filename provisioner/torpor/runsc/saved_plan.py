@@ -24,11 +24,12 @@ def save_argvs(argv: Sequence[str], name: str) -> tuple[list[str], list[str], li
 
 
 def restored_plan(
-    plan: Mapping[str, Any], *, sandbox_id: str, directory: str, image: str
+    plan: Mapping[str, Any], *, sandbox_id: str, directory: str, image: str, ahead: bool = False
 ) -> dict[str, Any]:
     """Give the plan of a sandbox restored from ``image`` that was saved under ``plan``.
 
-    Everything that it sees is as it was; only its own folder on the host and its id are new.
+    Everything that it sees is as it was; only its own folder on the host and its id are new. One
+    that is made ``ahead`` is created at once and restored when it is told to go.
     """
     old = str(plan["build_at"]).removesuffix("/root")
     own = {f"{old}/log": f"{directory}/log", f"{old}/save": f"{directory}/save"}
@@ -39,14 +40,16 @@ def restored_plan(
     ]
     at = next(number for number, entry in enumerate(tree) if entry["at"] == SAVE)
     tree.insert(at, bind(image, IMAGE, as_owner=True))
-    restore = ["restore", f"--image-path={IMAGE}", f"--bundle={BUNDLE}", sandbox_id]
+    flags, bundle = _flags_of(plan["argv"]), [f"--bundle={BUNDLE}", sandbox_id]
+    restore = ["restore", *(["--detach"] if ahead else []), f"--image-path={IMAGE}", *bundle]
     return {
-        **plan,
+        **{name: value for name, value in plan.items() if name != "first"},
+        **({"first": [*flags, "create", *bundle]} if ahead else {}),
         "sandbox_id": sandbox_id,
         "build_at": f"{directory}/root",
         "stdio": [f"{directory}/{name}" for name in ("to_guest", "from_guest", "guest_stderr")],
         "tree": tree,
-        "argv": [*_flags_of(plan["argv"]), *restore],
+        "argv": [*flags, *restore],
         "env": {**plan["env"], "TORPOR_SANDBOX": directory},
     }
 

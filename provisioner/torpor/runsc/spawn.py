@@ -47,6 +47,13 @@ class Spawned:
             if not self._understood(line):
                 raise failure(line + await _pipes(launcher)[1].read(_MAX_REPORT_BYTES))
 
+    async def ready(self) -> None:
+        """Wait until a sandbox made ahead of need stands ready for ``go``. Raises as ``spawn``."""
+        assert self._starting is not None
+        stdout = _pipes(self._starting.result())[1]
+        if (line := await stdout.readline()) != b"ready\n":
+            raise failure(line + await stdout.read(_MAX_REPORT_BYTES))
+
     def _understood(self, line: bytes) -> bool:
         word, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
         if word == "note":

@@ -10,9 +10,12 @@ and lines of text, not JSON, and types that only the type checker imports.
 
     stdout  note TEXT                 something had to be done differently
     stdout  pid NUMBER                the sandbox's first process, not running yet
+    stdout  ready                     only with ``first`` in the plan: that has been run
     stdin   go                        end of file instead of it: leave without a trace
     stdout  (end of file)             runsc has taken over
     stdout  error STEP ERRNO TEXT     instead of any of the above: it is gone
 
-``PLAN-FILE`` holds what `torpor.runsc.plan.launch_plan` gives, marshalled by the same Python.
+``PLAN-FILE`` holds what `torpor.runsc.plan.launch_plan` gives, marshalled by the same Python. Where it
+has a command line ``first`` (``runsc create``), the launcher runs that at once and does not become ``argv``
+but runs it, too (``runsc restore --detach``), and stays as the parent of what they leave.
 """

@@ -65,14 +65,51 @@ def _launch(
     _enter_root(plan)
     _at("namespace")
     _become_powerless(owner)
+    _limit(plan)
+    if "first" in plan:
+        _at("runsc")
+        _run(plan["first"], plan["env"], stdio)
+        _say("ready")
     _at("request")
     if _line() != "go":
         os._exit(1)
-    _limit(plan)
     _at("runsc")
+    if "first" in plan:
+        _stay(plan, stdio)
+    _become(plan["argv"], plan["env"], stdio)
+
+
+def _run(argv: list[str], env: Mapping[str, str], stdio: Sequence[int]) -> None:
+    """Run a program with the sandbox's stdio to its end. Raises OSError when it fails."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _become(argv, env, stdio)
+        finally:
+            os._exit(127)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        raise OSError(0, f"{argv[0]} ended with {code}")
+
+
+def _become(argv: list[str], env: Mapping[str, str], stdio: Sequence[int]) -> NoReturn:
     for number, fd in enumerate(stdio):
         os.dup2(fd, number, inheritable=True)
-    os.execve(plan["argv"][0], plan["argv"], plan["env"])
+    os.execve(argv[0], argv, env)
+
+
+def _stay(plan: Mapping[str, Any], stdio: Sequence[int]) -> NoReturn:
+    """Let the sandbox that stands ready go on, and be its first process until it ends.
+
+    The sandbox's processes are this one's to wait for; runsc itself would not.
+    """
+    global _report
+    for number, fd in enumerate(stdio):
+        os.dup2(fd, number)
+    os.close(_report)  # the end of the report: runsc has taken over
+    _report = 2
+    _run(plan["argv"], plan["env"], stdio)
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]) & 0xFF)
 
 
 def _open_stdio(plan: Mapping[str, Any], owner: tuple[int, int] | None) -> list[int]:
