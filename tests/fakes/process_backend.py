@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from torpor.backends.base import (
     NotClonable,
     Ready,
     SandboxSpec,
-    Saved,
+    Saving,
 )
 from torpor.backends.local_freezer import freeze, thaw
 from torpor.errors import LaunchError, ProgramNotFound
@@ -94,7 +95,7 @@ class ProcessBackend:
     async def build(self) -> Build:
         return Build("none", ())
 
-    async def save(self, handle: Handle, name: str) -> Saved:
+    def saving(self, handle: Handle, name: str) -> AbstractAsyncContextManager[Saving]:
         raise LaunchError("there is no gVisor here that could save anything")
 
     async def resume(self, handle: Handle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,6 +154,19 @@ class Saved:
     shown: tuple[str, ...]
 
 
+class Saving(Protocol):
+    """What ``Backend.saving`` gives."""
+
+    async def save(self) -> Saved:
+        """Save the sandbox into a new folder, which is the caller's; it stays paused. Once.
+
+        If it fails or is cancelled the sandbox goes on and nothing is left.
+
+        Raises:
+            LaunchError: it could not be saved (disk full, a state that cannot be saved).
+        """
+
+
 class Ready(Protocol):
     """A sandbox made ahead of need: all of it is there but the memory of its kernel.
 
@@ -212,13 +226,13 @@ class Backend(Protocol):
     async def build(self) -> Build:
         """Give what a snapshot must match to be restored here. Raises LaunchError, ConfigError."""
 
-    async def save(self, handle: Handle, name: str) -> Saved:
-        """Save a running sandbox into a new folder, which is the caller's; it stays paused.
+    def saving(self, handle: Handle, name: str) -> AbstractAsyncContextManager[Saving]:
+        """Get ready to save a running sandbox, as long as the context lasts.
 
-        If it fails or is cancelled the sandbox goes on and nothing is left.
+        Entering it changes nothing about the sandbox and saves time later. ``name``: of a folder.
 
         Raises:
-            LaunchError: it could not be saved (disk full, a state that cannot be saved).
+            LaunchError: this machine refused.
         """
 
     async def resume(self, handle: Handle) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torpor.backends import local_cgroups
-from torpor.backends.base import Build, Exit, Handle, Lineage, Ready, SandboxSpec, Saved
+from torpor.backends.base import Build, Exit, Handle, Lineage, Ready, SandboxSpec
 from torpor.backends.local_begun import Begun
 from torpor.backends.local_byte_code import compile_folders
 from torpor.backends.local_cgroups import Cgroups, find_cgroups
@@ -28,7 +28,7 @@ from torpor.backends.local_faults import machine_error
 from torpor.backends.local_freezer import freeze, thaw
 from torpor.backends.local_layout import Layout
 from torpor.backends.local_lineage import lineage, processor
-from torpor.backends.local_saving import prepare_saved, resume, save, take_back
+from torpor.backends.local_saving import Saving, prepare_saved, resume, take_back
 from torpor.backends.local_slots import FIRST_UID, UIDS, UidSlots, has_every_uid
 from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
@@ -187,8 +187,8 @@ class LocalBackend:
     async def build(self) -> Build:
         return Build(self.runsc_build, processor())
 
-    async def save(self, handle: Handle, name: str) -> Saved:
-        return await save(handle, self._owner(handle), name)
+    def saving(self, handle: Handle, name: str) -> Saving:
+        return Saving(handle, self._owner(handle), name)
 
     async def resume(self, handle: Handle) -> None:
         await resume(handle, self._owner(handle))

@@ -22,7 +22,7 @@ from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc.oci import ROOTFS
 from torpor.runsc.saved_plan import restored_plan, save_argvs
-from torpor.runsc.spawn import run_beside
+from torpor.runsc.spawn import Beside, run_beside
 
 SHAPE = "shape.json"
 _SAVE_S = 600.0
@@ -32,35 +32,56 @@ _UNDO_S = 20.0
 Owner = tuple[int, int] | None
 
 
-async def save(handle: Handle, owner: Owner, name: str) -> Saved:
-    """Do as ``Backend.save``."""
-    layout = Layout(Path(handle.directory))
-    folder = layout.save / name
-    try:
-        shape = layout.read_shape()
-        pause, checkpoint, _ = save_argvs(shape["argv"], name)
-        if owner:
-            os.chown(layout.save, *owner)
+class Saving:
+    """One save of one sandbox; see ``Backend.saving``."""
+
+    def __init__(self, handle: Handle, owner: Owner, name: str) -> None:
+        self._handle = handle
+        self._owner = owner
+        self._layout = Layout(Path(handle.directory))
+        self._folder = self._layout.save / name
         try:
-            argv = [*pause, ";", *checkpoint]
-            await run_beside(handle.pid, owner, argv, within_s=_SAVE_S)
-        finally:
-            if owner:
-                os.chown(layout.save, 0, 0)
-        take_back(folder)
-        text = json.dumps(shape).encode()
-        (folder / SHAPE).write_bytes(text)
-        (folder / SHAPE).chmod(0o600)
-        return Saved(folder, hashlib.sha256(text).hexdigest(), _shown(shape))
-    except BaseException as exc:
-        await _undone(handle, owner, folder, exc)
-        if isinstance(exc, TimeoutError):
-            raise LaunchError(f"saving took more than {_SAVE_S:g} s") from exc
-        if isinstance(exc, SandboxError) or not isinstance(exc, Exception):
+            self._shape = self._layout.read_shape()
+            pause, checkpoint, _ = save_argvs(self._shape["argv"], name)
+        except (OSError, ValueError, KeyError, TypeError, StopIteration) as exc:
+            raise LaunchError(f"the sandbox's own record is damaged: {exc!r}") from exc
+        self._beside = Beside(handle.pid, owner, [*pause, ";", *checkpoint])
+
+    async def __aenter__(self) -> Saving:
+        try:
+            await self._beside.start()
+        except OSError as exc:
+            raise machine_error(self._folder, exc) from exc
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._beside.aclose()
+
+    async def save(self) -> Saved:
+        """Save it, and leave it paused. Raises as ``Backend.saving`` says."""
+        try:
+            return await self._save()
+        except BaseException as exc:
+            await _undone(self._handle, self._owner, self._folder, exc)
+            if isinstance(exc, TimeoutError):
+                raise LaunchError(f"saving took more than {_SAVE_S:g} s") from exc
+            if isinstance(exc, OSError) and not isinstance(exc, SandboxError):
+                raise machine_error(self._folder, exc) from exc
             raise
-        if isinstance(exc, OSError):
-            raise machine_error(folder, exc) from exc
-        raise LaunchError(f"the sandbox's own record is damaged: {exc!r}") from exc
+
+    async def _save(self) -> Saved:
+        if self._owner:
+            os.chown(self._layout.save, *self._owner)
+        try:
+            await self._beside.run(within_s=_SAVE_S)
+        finally:
+            if self._owner:
+                os.chown(self._layout.save, 0, 0)
+        take_back(self._folder)
+        text = json.dumps(self._shape).encode()
+        (self._folder / SHAPE).write_bytes(text)
+        (self._folder / SHAPE).chmod(0o600)
+        return Saved(self._folder, hashlib.sha256(text).hexdigest(), _shown(self._shape))
 
 
 async def resume(handle: Handle, owner: Owner) -> None:

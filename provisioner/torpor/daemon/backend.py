@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torpor.backends.base import Backend, Build, Exit, Handle, Lineage, Ready, SandboxSpec, Saved
+from torpor.backends.base import Backend, Build, Exit, Handle, Lineage, Ready, SandboxSpec, Saving
 from torpor.backends.local import LocalBackend, make_local_backend
 from torpor.config import SettingsSource, process_environment
 from torpor.paths import Paths
@@ -58,8 +59,8 @@ class ConfiguredBackend:
     async def build(self) -> Build:
         return await (await self._usable()).build()
 
-    async def save(self, handle: Handle, name: str) -> Saved:
-        return await self._local.save(handle, name)
+    def saving(self, handle: Handle, name: str) -> AbstractAsyncContextManager[Saving]:
+        return self._local.saving(handle, name)
 
     async def resume(self, handle: Handle) -> None:
         await self._local.resume(handle)

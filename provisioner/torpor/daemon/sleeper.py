@@ -12,11 +12,11 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from torpor.backends.base import Handle
+from torpor.backends.base import Handle, Saving
 from torpor.bridge.client import BridgeRefused
 from torpor.daemon.ahead import Ahead, Templates
 from torpor.daemon.guest_state import Phase
@@ -71,8 +71,12 @@ class Sleeper:
         if kernel.row.status is Status.ASLEEP:
             return
         handle, started = self._handle(kernel), time.monotonic()
-        async with self._turns, self._standing_still(kernel, handle, "hibernating") as memory:
-            await self._save(kernel, handle, memory)
+        async with (
+            self._turns,
+            self._saving(handle) as saving,
+            self._standing_still(kernel, handle, "hibernating") as memory,
+        ):
+            await self._save(kernel, handle, saving, memory)
         await run_to_end(self._let_go(kernel), within_s=_UNDO_S, name="let go")
         log(
             "hibernated",
@@ -96,8 +100,12 @@ class Sleeper:
 
     async def _checkpoint(self, kernel: Kernel, name: str) -> Snapshot:
         handle = self._handle(kernel)
-        async with self._turns, self._standing_still(kernel, handle, "saving") as memory:
-            snapshot = await self._published(kernel, handle, memory, name)
+        async with (
+            self._turns,
+            self._saving(handle) as saving,
+            self._standing_still(kernel, handle, "saving") as memory,
+        ):
+            snapshot = await self._published(kernel, handle, saving, memory, name)
             await self._resume(kernel, handle)
             self._put(kernel, generation=snapshot.manifest.generation)
         await run_to_end(self._go_on(kernel, handle), within_s=_UNDO_S, name="go on")
@@ -276,9 +284,14 @@ class Sleeper:
             kernel.moving = ""
             kernel.notify()
 
-    async def _save(self, kernel: Kernel, handle: Handle, memory: dict[str, Any]) -> None:
+    def _saving(self, handle: Handle) -> AbstractAsyncContextManager[Saving]:
+        return self._parts.backend.saving(handle, f"g{secrets.token_hex(4)}")
+
+    async def _save(
+        self, kernel: Kernel, handle: Handle, saving: Saving, memory: dict[str, Any]
+    ) -> None:
         """Up to the one write that makes the snapshot the kernel."""
-        snapshot = await self._published(kernel, handle, memory)
+        snapshot = await self._published(kernel, handle, saving, memory)
         try:
             self._put(
                 kernel,
@@ -296,7 +309,12 @@ class Sleeper:
         kernel.forget_sandbox()
 
     async def _published(
-        self, kernel: Kernel, handle: Handle, memory: dict[str, Any], name: str = ""
+        self,
+        kernel: Kernel,
+        handle: Handle,
+        saving: Saving,
+        memory: dict[str, Any],
+        name: str = "",
     ) -> Snapshot:
         """Give a new snapshot of a kernel that stands still; its sandbox is paused then.
 
@@ -312,7 +330,7 @@ class Sleeper:
             raise Busy(f"the guest of kernel {row.kernel_id} does not answer: {exc}") from exc
         mapped = [each for each in told.get("files") or [] if isinstance(each, str)]
         build = await parts.backend.build()
-        saved = await parts.backend.save(handle, f"g{secrets.token_hex(4)}")
+        saved = await saving.save()
         try:
             return await parts.snapshots.publish(
                 row,

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from torpor.golden.disk import open_plain, sync_folder
@@ -44,15 +45,20 @@ class Digests:
             OSError: the disk is full, for one.
         """
         files = {}
-        for name in sorted(os.listdir(image)):
-            fd = open_plain(image / name, os.O_RDONLY)
-            try:
-                os.fchmod(fd, 0o600)
-                os.fsync(fd)
-                sha256 = self._compute(image / name, fd)
-                files[name] = ImageFile(os.fstat(fd).st_size, sha256)
-            finally:
-                os.close(fd)
+        with ThreadPoolExecutor(1) as disk:  # which is busy while we compute
+            for name in sorted(os.listdir(image)):
+                fd = open_plain(image / name, os.O_RDONLY)
+                try:
+                    os.fchmod(fd, 0o600)
+                    durable = disk.submit(os.fsync, fd)
+                    try:
+                        sha256 = self._compute(image / name, fd)
+                    finally:
+                        wait([durable])
+                    durable.result()
+                    files[name] = ImageFile(os.fstat(fd).st_size, sha256)
+                finally:
+                    os.close(fd)
         if not files:
             raise GoldenUnusable(f"there is no image in {image}")
         sync_folder(image)

@@ -108,39 +108,72 @@ class Spawned:
             await pidfd.reaped(self.pid)
 
 
+class Beside:
+    """Programs that will run one after the other in the namespaces of a sandbox, as its owner.
+
+    ``argv`` has ";" between them; ``pid`` is the sandbox's first process.
+    """
+
+    def __init__(self, pid: int, owner: tuple[int, int] | None, argv: Sequence[str]) -> None:
+        self._argv = ["join", str(pid), *map(str, owner or ("-", "-")), *argv]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Make the process that will run them: starting it takes longer than what it does."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-I", "-S", "-E", str(LAUNCHER)),
+            *self._argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={"PATH": os.defpath},
+            cwd="/",
+            start_new_session=True,
+        )
+
+    async def run(self, *, within_s: float) -> None:
+        """Run them to their end. If cancelled or out of time, what runs is killed first. Once.
+
+        Raises:
+            LaunchError: one failed; what it said is in the message.
+            TimeoutError: they took too long.
+        """
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(within_s):
+                said, _ = await self._process.communicate(b"go\n")
+        finally:
+            await self.aclose()
+        if self._process.returncode != 0:
+            text = said.decode("utf-8", "replace").strip()
+            raise LaunchError(f"runsc failed ({self._process.returncode}): {_gist(text)}")
+
+    async def aclose(self) -> None:
+        """Leave nothing of it. Twice is fine."""
+        if self._process is None:
+            return
+        stdin, _ = _pipes(self._process)
+        stdin.close()
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.communicate()  # also reads its pipe to the end, which closes it
+
+
 async def run_beside(
     pid: int, owner: tuple[int, int] | None, argv: Sequence[str], *, within_s: float
 ) -> None:
     """Run ``argv`` in the namespaces of sandbox process ``pid``, as its owner, to its end.
 
-    If cancelled or out of time, the program is killed first.
-
-    Raises:
-        LaunchError: it failed; what it said is in the message.
+    Raises as ``Beside.run``.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-I", "-S", "-E", str(LAUNCHER), "join", str(pid)),
-        *map(str, owner or ("-", "-")),
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={"PATH": os.defpath},
-        cwd="/",
-        start_new_session=True,
-    )
+    beside = Beside(pid, owner, argv)
     try:
-        async with asyncio.timeout(within_s):
-            said, _ = await process.communicate()
-    except BaseException:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        raise
-    if process.returncode != 0:
-        text = said.decode("utf-8", "replace").strip()
-        raise LaunchError(f"runsc failed ({process.returncode}): {_gist(text)}")
+        await beside.start()
+        await beside.run(within_s=within_s)
+    finally:
+        await beside.aclose()
 
 
 def _gist(text: str) -> str:

@@ -2,9 +2,9 @@
 
     join PID UID GID PROGRAM ARGUMENT... [";" PROGRAM ARGUMENT...]...
 
-UID and GID are - where the caller's own runs it. Each program runs to its end, up to the first that
-fails; their output is this one's. ``PID`` is process 1 of the sandbox's pid namespace.
-When the caller dies, so does it.
+UID and GID are - where the caller's own runs it. Once there is a line on stdin each program runs to its
+end, up to the first that fails; their output is this one's. ``PID`` is process 1 of the sandbox's pid
+namespace. When the caller dies, so does it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def join(arguments: Sequence[str]) -> NoReturn:
             os.setgroups([])
         sys_.die_with_parent()
         sys_.setns(pidfd, _ALL)
-        code = 0
+        code = 0 if os.read(0, 1) else 1
         while argv and code == 0:
             end = argv.index(";") if ";" in argv else len(argv)
             command, argv = argv[:end], argv[end + 1 :]
