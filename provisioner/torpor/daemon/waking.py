@@ -72,10 +72,7 @@ class Waking:
             kernel.row = row
             raise
         kernel.shut_down = None
-        try:
-            await parts.bridge.call("release", kernel_id=row.kernel_id)
-        except (BridgeRefused, BackendUnavailable) as exc:  # the next bridge has it awake
-            log("bridge not told", level=logging.WARNING, error=exc)
+        await self._tell("release", kernel)  # if that fails: the next bridge has it awake
         kernel.moving = ""
         kernel.notify()
         await parts.snapshots.answered(kernel.row)
@@ -86,19 +83,32 @@ class Waking:
         kernel.forget_sandbox()
         kernel.row = replace(row, reason=reason)
         parts.registry.put_kernel(kernel.row)
-        told: tuple[tuple[str, dict[str, Any]], ...]
-        told = (("sleep", {}), ("wake_failed", {"reason": reason}))
-        for op, more in told:
-            try:
-                await parts.bridge.call(op, kernel_id=row.kernel_id, **more)
-            except (BridgeRefused, BackendUnavailable) as exc:
-                log("bridge not told", level=logging.WARNING, error=exc, op=op)
+        await self._tell("sleep", kernel)
+        await self._tell("wake_failed", kernel, reason=reason)
         await parts.free_sandboxes_of(row.kernel_id)
+
+    async def _tell(self, op: str, kernel: Kernel, **more: Any) -> None:
+        try:
+            await self._parts.bridge.call(op, kernel_id=kernel.row.kernel_id, **more)
+        except (BridgeRefused, BackendUnavailable) as exc:
+            log("bridge not told", level=logging.WARNING, error=exc, op=op)
 
     async def _restore(self, kernel: Kernel, template: Template, snapshot: Snapshot) -> SandboxRow:
         sandbox = await self._ahead.go(kernel, snapshot)
-        if sandbox is None:
-            sandbox = await self._start(kernel, template, snapshot)
+        if sandbox is not None:
+            try:
+                return await self._answered(kernel, snapshot, sandbox)
+            except LaunchError as exc:  # it has stood there for long: a new one may do better
+                log("sandbox ahead has failed", level=logging.WARNING, error=exc)
+                kernel.forget_sandbox()
+                await self._tell("sleep", kernel)
+                await self._parts.free_sandboxes_of(kernel.row.kernel_id)
+        sandbox = await self._start(kernel, template, snapshot)
+        return await self._answered(kernel, snapshot, sandbox)
+
+    async def _answered(
+        self, kernel: Kernel, snapshot: Snapshot, sandbox: SandboxRow
+    ) -> SandboxRow:
         kernel.guest = GuestState(phase=Phase.READY, generation=snapshot.manifest.kernel_generation)
         self._watch(kernel, sandbox, Handle.from_json(sandbox.handle or {}))
         await self._answering(kernel, sandbox)

@@ -45,6 +45,24 @@ def test_flags_are_those_it_was_started_with(plan: dict[str, Any]) -> None:
     assert again["argv"][len(flags) + 1] == "restore"
 
 
+def test_one_made_ahead_is_created_first_and_seen_the_same(plan: dict[str, Any]) -> None:
+    """What is saved of it is the plan of an ordinary one."""
+    ahead = restored_plan(
+        without_secrets(plan),
+        sandbox_id="s2",
+        directory="/state/k/s2",
+        image="/state/snap/image",
+        ahead=True,
+    )
+    now = restored(plan)
+    end = now["argv"].index("restore")
+    assert ahead["first"] == [*now["argv"][:end], "create", *now["argv"][-2:]]
+    assert ahead["argv"] == [*now["argv"][: end + 1], "--detach", *now["argv"][end + 1 :]]
+    assert {**ahead, "argv": now["argv"]} == {**now, "first": ahead["first"]}
+    later = restored_plan(ahead, sandbox_id="s3", directory="/state/k/s3", image="/i")
+    assert "first" not in later
+
+
 def test_it_sees_what_it_saw(plan: dict[str, Any]) -> None:
     def seen(tree: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = ("/log", "/save", "/image")

@@ -1,0 +1,44 @@
+"""What waits beside a sandbox is told to run, or leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+from torpor.errors import LaunchError
+from torpor.runsc.spawn import Beside
+
+
+def children() -> list[str]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return file.read().split()
+
+
+async def test_nothing_is_left_of_one_that_was_not_needed() -> None:
+    beside = Beside(os.getpid(), None, ["/bin/true"])
+    await beside.aclose()
+    await beside.start()
+    assert len(children()) == 1
+    await beside.aclose()
+    await beside.aclose()
+    assert children() == []
+
+
+async def test_what_cannot_enter_says_so() -> None:
+    beside = Beside(2**22 + 1, None, ["/bin/true"])
+    await beside.start()
+    with pytest.raises(LaunchError, match="cannot enter the sandbox"):
+        await beside.run(within_s=10)
+    assert children() == []
+
+
+async def test_cancelled_it_is_gone() -> None:
+    beside = Beside(os.getpid(), None, ["/bin/true"])
+    await beside.start()
+    running = asyncio.create_task(beside.run(within_s=10))
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert children() == []
