@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.bench.measure import execute, start, stop, timed
 from tests.bench.pool import HOST, first_reply, quantile
-from tests.e2e.sleeping import do, sandbox_pids, state, wait
+from tests.e2e.sleeping import do, events, sandbox_pids, state, wait
 from tests.home import KERNEL, torpor_home
 from tests.world import processes_of
 
@@ -49,6 +49,22 @@ def bare(home: Path, folder: Path, cycles: int) -> Raw:
             raw["wake"].append(timed(lambda: execute(kc, "1 + 1")))
             do(km, "freeze")
             raw["thaw"].append(timed(lambda: execute(kc, "1 + 1")))
+    finally:
+        stop(km, kc)
+    return raw
+
+
+def ahead(home: Path, folder: Path, cycles: int) -> list[float]:
+    """Execute on a hibernated kernel whose sandbox stands ready."""
+    raw = []
+    km, kc, _ = start(KERNEL, folder)
+    try:
+        for number in range(cycles):
+            do(km, "hibernate")
+            wait(lambda: len(events(home, "sandbox ahead")) > number, lambda: "none ahead")  # noqa: B023
+            time.sleep(0.2)
+            raw.append(timed(lambda: execute(kc, "1 + 1")))
+        assert not events(home, "sandbox ahead not used")
     finally:
         stop(km, kc)
     return raw
@@ -124,6 +140,7 @@ def report(raw: Raw, slopes: dict[str, dict[str, list[float]]], crowd: Any) -> d
         ("hibernate", "hibernate a bare kernel", {"p50": 0.4}),
         ("gone", "  until no process is left", {"p50": 0.4}),
         ("wake", "execute on a hibernated one", {"p50": 0.4, "p95": 0.8}),
+        ("ahead", "  whose sandbox stands ready", {"p50": 0.25}),
     )
     for key, title, goals in rows:
         figures[key] = {"p50": quantile(raw[key], 0.5), "p95": quantile(raw[key], 0.95)}
@@ -163,6 +180,11 @@ def main() -> int:
         raw = bare(home, folder, options.cycles)
         slopes = {str(mib): slope(home, folder, mib, 3) for mib in options.mib}
         crowd = many(home, folder, options.kernels)
+    with (
+        torpor_home(f"{CONFIG}c.TorporDaemon.wake_ahead = 1\n") as home,
+        tempfile.TemporaryDirectory(prefix="tp-bench-") as name,
+    ):
+        raw["ahead"] = ahead(home, Path(name), options.cycles)
     figures = report(raw, slopes, crowd)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     machine = {

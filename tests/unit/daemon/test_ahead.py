@@ -1,0 +1,269 @@
+"""Who owns a sandbox made ahead of need, and that none is ever left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from torpor.daemon import ahead as module
+from torpor.daemon.ahead import Ahead
+from torpor.daemon.kernel import Kernel
+from torpor.daemon.parts import Parts
+from torpor.daemon.records import KernelRow, SandboxRow
+from torpor.errors import LaunchError
+from torpor.lifecycle import Status, Target
+from torpor.snapshot.build import Snapshot
+from torpor.template import Template
+
+SNAPSHOT = cast(Snapshot, SimpleNamespace(manifest=SimpleNamespace(generation=1), image=Path("/i")))
+
+
+@dataclass
+class Machine:
+    """A backend, a registry and a store in one: ``rows`` are the sandboxes that exist."""
+
+    slow: asyncio.Event = field(default_factory=asyncio.Event)
+    fails: bool = False
+    will_not_go: bool = False
+    rows: dict[str, SandboxRow] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
+    dead: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def parts(self) -> Any:
+        machine = self
+
+        class Standing:
+            def __init__(self, sandbox_id: str) -> None:
+                self.sandbox_id = sandbox_id
+                self.handle = SimpleNamespace(to_json=lambda: {"id": sandbox_id})
+                machine.open.add(sandbox_id)
+
+            async def go(self) -> None:
+                if machine.will_not_go:
+                    raise LaunchError("no")
+                await self.aclose()
+
+            async def aclose(self) -> None:
+                machine.open.discard(self.sandbox_id)
+
+        class Backend:
+            async def prepare_saved(self, spec: Any, *, ahead: bool) -> None:
+                assert ahead
+
+            async def stand_ready(self, spec: Any) -> Standing:
+                await machine.slow.wait()
+                if machine.fails:
+                    raise LaunchError("not today")
+                return Standing(spec.sandbox_id)
+
+            async def exited(self, handle: Any) -> None:
+                await machine.dead.wait()
+
+        async def get(*_: object) -> Snapshot:
+            return SNAPSHOT
+
+        async def free(sandbox_id: str) -> None:
+            machine.rows.pop(sandbox_id, None)
+
+        def put(row: SandboxRow) -> None:
+            machine.rows[row.sandbox_id] = row
+
+        return SimpleNamespace(
+            backend=Backend(),
+            registry=SimpleNamespace(put_sandbox=put),
+            snapshots=SimpleNamespace(get=get),
+            paths=SimpleNamespace(kernels=Path("/k")),
+            unclaimed=set(),
+            free_sandbox=free,
+        )
+
+
+@dataclass
+class World:
+    machine: Machine
+    parts: Any
+    ahead: Ahead
+
+    def clean(self) -> bool:
+        return not (self.machine.rows or self.machine.open or self.parts.unclaimed)
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr(module, "_PAUSE_S", 0.0)
+
+    async def templates(_name: str) -> Template:
+        return Template()
+
+    machine = Machine()
+    machine.slow.set()
+    parts = machine.parts()
+    ahead = Ahead(cast(Parts, parts), templates, most=2, reserve_bytes=0)
+    yield World(machine, parts, ahead)
+    await ahead.aclose()
+    kept = {row.kernel_id for row in machine.rows.values()}
+    assert "" not in kept, "one that is nobody's is left"
+    assert not machine.open
+    assert not parts.unclaimed
+
+
+def sleeper(kernel_id: str = "k") -> Kernel:
+    return Kernel(
+        KernelRow(
+            kernel_id=kernel_id,
+            kernel_name="python3",
+            template="default",
+            status=Status.ASLEEP,
+            target=Target.PRESENT,
+            client=cast(Any, None),
+            created_at="",
+            guest_key="",
+            generation=1,
+        )
+    )
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_it_becomes_the_kernels(world: World) -> None:
+    kernel = sleeper()
+    world.ahead.asleep(kernel)
+    await settled()
+    [row] = world.machine.rows.values()
+    assert row.kernel_id == ""
+    assert world.parts.unclaimed == {row.sandbox_id}
+    taken = await world.ahead.go(kernel, SNAPSHOT)
+    assert taken == replace(row, kernel_id="k", handle={"id": row.sandbox_id})
+    assert list(world.machine.rows.values()) == [taken]
+    assert await world.ahead.go(kernel, SNAPSHOT) is None
+    await settled()
+    assert list(world.machine.rows.values()) == [taken]
+
+
+async def test_who_comes_while_it_is_made_waits_for_it(world: World) -> None:
+    kernel = sleeper()
+    world.machine.slow.clear()
+    world.ahead.asleep(kernel)
+    await settled()
+    going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT))
+    await settled()
+    assert not going.done()
+    world.machine.slow.set()
+    assert (await going) is not None
+
+
+@pytest.mark.parametrize("made", [False, True])
+async def test_who_gives_up_waiting_leaves_nothing(world: World, made: bool) -> None:
+    kernel = sleeper()
+    world.machine.slow.clear()
+    world.ahead.asleep(kernel)
+    await settled()
+    going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT))
+    await settled()
+    if made:
+        world.machine.slow.set()
+    going.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await going
+    world.machine.slow.set()
+    await settled()
+    assert world.clean()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_it_cannot_be_made(world: World, waits: bool) -> None:
+    kernel = sleeper()
+    world.machine.fails = True
+    world.machine.slow.clear()
+    world.ahead.asleep(kernel)
+    await settled()
+    going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT)) if waits else None
+    await settled()
+    world.machine.slow.set()
+    await settled()
+    assert world.clean()
+    assert await (going or world.ahead.go(kernel, SNAPSHOT)) is None
+
+
+async def test_it_will_not_go(world: World) -> None:
+    kernel = sleeper()
+    world.machine.will_not_go = True
+    world.ahead.asleep(kernel)
+    await settled()
+    assert await world.ahead.go(kernel, SNAPSHOT) is None
+    assert world.clean()
+
+
+async def test_it_is_for_another_generation(world: World) -> None:
+    kernel = sleeper()
+    world.ahead.asleep(kernel)
+    await settled()
+    other = cast(Snapshot, SimpleNamespace(manifest=SimpleNamespace(generation=2)))
+    assert await world.ahead.go(kernel, other) is None
+    await settled()
+    assert world.clean()
+
+
+@pytest.mark.parametrize("change", ["awake", "removed", "unwanted", "newer", "dead"])
+async def test_it_goes_when_nobody_can_use_it(world: World, change: str) -> None:
+    kernel = sleeper()
+    world.ahead.asleep(kernel)
+    await settled()
+    assert len(world.machine.rows) == 1
+    if change == "dead":
+        world.machine.dead.set()
+    elif change == "removed":
+        kernel.removed = True
+    else:
+        changes: dict[str, Any] = {
+            "awake": {"status": Status.LIVE},
+            "unwanted": {"target": Target.ABSENT},
+            "newer": {"generation": 2},
+        }[change]
+        kernel.row = replace(kernel.row, **changes)
+    kernel.notify()
+    await settled()
+    assert world.clean()
+
+
+async def test_the_oldest_makes_room(world: World) -> None:
+    kernels = [sleeper(name) for name in "abc"]
+    for kernel in kernels:
+        world.ahead.asleep(kernel)
+        await settled()
+    assert len(world.machine.rows) == 2
+    assert await world.ahead.go(kernels[0], SNAPSHOT) is None
+    for kernel in kernels[1:]:
+        assert await world.ahead.go(kernel, SNAPSHOT) is not None
+
+
+async def test_ending_removes_what_stands_and_what_is_made(world: World) -> None:
+    world.ahead.asleep(sleeper("a"))
+    await settled()
+    world.machine.slow.clear()
+    world.ahead.asleep(sleeper("b"))
+    await settled()
+    assert len(world.machine.rows) == 2
+    await world.ahead.aclose()
+    assert world.clean()
+
+
+async def test_none_is_made_unless_asked_for(world: World) -> None:
+    async def templates(_name: str) -> Template:
+        return Template()
+
+    off = Ahead(cast(Parts, world.parts), templates, most=0, reserve_bytes=0)
+    off.asleep(sleeper())
+    starved = Ahead(cast(Parts, world.parts), templates, most=1, reserve_bytes=1 << 60)
+    starved.asleep(sleeper())
+    await settled()
+    assert world.clean()
+    await starved.aclose()
