@@ -110,8 +110,8 @@ class TorporDaemon(Configurable):
     wake_ahead: Int[int, int] = Int(
         0,
         min=0,
-        help="""Hibernated kernels, those put to sleep last, whose sandbox stands ready without its
-        memory: they wake in about half the time. Each costs some 30 MiB and four processes.""",
+        help="""Hibernated kernels, those that fell asleep or were looked at last, whose sandbox stands
+        ready without its memory: they wake quicker. Each costs some 40 MiB and four processes.""",
     ).tag(config=True)
     log_max_bytes: Int[int, int] = Int(
         8 << 20, min=1 << 12, help="Size in bytes at which the log is rotated: about 40,000 lines."

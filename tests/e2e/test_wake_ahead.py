@@ -14,7 +14,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from torpor.errors import SandboxError
 
-from tests.e2e.cells import run, tell, value
+from tests.e2e.cells import reply_to, run, tell, value
 from tests.e2e.sleeping import daemon_pid, do, events, sandbox_pids, state, status, wait
 from tests.home import start, stop, torpor_home
 
@@ -132,6 +132,25 @@ def test_only_as_many_as_asked_for(home: Path, pair: Pair, tmp_path: Path) -> No
         assert value(kc2, "x") == "2"
         assert state(km)["sandbox"]["id"] != first
         assert state(km2)["sandbox"]["id"] == second
+    finally:
+        stop(km2, kc2)
+
+
+def test_who_looks_has_it_made(home: Path, pair: Pair, tmp_path: Path) -> None:
+    km, kc = pair
+    tell(kc, "x = 1")
+    first = ready(home, km)
+    (tmp_path / "other").mkdir()
+    km2, kc2 = start(tmp_path / "other")
+    try:
+        second = ready(home, km2)
+        wait(lambda: folders(home) == {second}, lambda: str(folders(home)))
+        assert reply_to(kc, kc.kernel_info(), 10)["status"] == "ok"
+        wait(lambda: not folders(home) & {first, second}, lambda: str(folders(home)))
+        assert status(km) == status(km2) == "hibernated"
+        [third] = folders(home)
+        assert value(kc, "x") == "1"
+        assert state(km)["sandbox"]["id"] == third
     finally:
         stop(km2, kc2)
 

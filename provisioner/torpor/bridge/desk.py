@@ -15,6 +15,8 @@ from torpor.bridge.signing import Part, Signer
 from torpor.bridge.waiting import Entry
 from torpor.link import Channel
 
+LOOKED_AT_S = 10.0
+
 Publish = Callable[[dict[str, Any]], None]
 
 
@@ -36,6 +38,7 @@ class FrontDesk:
         self._stranger = stranger(kernel_id)
         self._counters = counters
         self._told = False
+        self._looked_at_s = -LOOKED_AT_S
         self.presence = Presence()
         self.disturbed: Callable[[str], None] | None = None
 
@@ -69,6 +72,8 @@ class FrontDesk:
             return
         self._counters.answered += 1
         self._say(channel, (parts, cut), said)
+        if kind == "kernel_info_request":  # the first thing that every new client asks
+            self._looked_at()
         if kind == "shutdown_request":
             restart = wants_restart(parts[cut + 5])
             event = {"event": "shutdown_wanted", "kernel_id": self._kernel_id, "restart": restart}
@@ -102,6 +107,12 @@ class FrontDesk:
             self._told = True
             event = {"event": "intent", "kernel_id": self._kernel_id, "msg_type": kind}
             self._publish(event)
+
+    def _looked_at(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at_s >= LOOKED_AT_S:
+            self._looked_at_s = now
+            self._publish({"event": "looked_at", "kernel_id": self._kernel_id})
 
     def _say(self, channel: Channel, entry: Entry, said: Sequence[Said]) -> None:
         parts, cut = entry

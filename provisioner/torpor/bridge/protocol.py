@@ -45,6 +45,8 @@ Hibernation (``asleep``)::
 
     {"event": "intent", "kernel_id", "msg_type"}           once until awake, or wake_failed
     {"event": "shutdown_wanted", "kernel_id", "restart"}   was answered; the daemon is to do it
+    {"event": "looked_at", "kernel_id"}                    somebody has just come who may want more soon;
+                                                           at most every ten seconds
 
 Held and asleep, ``kernel_info``, ``comm_info``, ``interrupt`` and ``shutdown`` requests, heartbeats
 and subscriptions are answered by the bridge, and so is the debugger's ``debugInfo``, which JupyterLab

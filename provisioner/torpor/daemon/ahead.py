@@ -1,6 +1,6 @@
 """Sandboxes made ahead of need: a kernel that sleeps wakes quicker when its sandbox stands ready.
 
-A few of the kernels that were put to sleep last have one. It is all there but for the kernel's memory,
+A few of the kernels that were put to sleep or looked at last have one. It is all there but for the kernel's memory,
 which is still in the snapshot alone; when the daemon ends, it ends.
 """
 
@@ -60,12 +60,18 @@ class Ahead:
         self._most = most
         self._reserve_bytes = reserve_bytes
         self._standing: dict[str, _Standing] = {}
+        """Those to make room first come first."""
+        self._coming: set[str] = set()
         self._tasks = Tasks()
 
-    def asleep(self, kernel: Kernel) -> None:
-        """Take note that a kernel was just put to sleep. Returns at once."""
-        if self._most > 0:
-            kernel_id = kernel.row.kernel_id
+    def wanted(self, kernel: Kernel) -> None:
+        """Take note that a kernel fell asleep, or that somebody looked at it. Returns at once."""
+        kernel_id = kernel.row.kernel_id
+        standing = self._standing.get(kernel_id)
+        if standing is not None and standing.generation == kernel.row.generation:
+            self._standing[kernel_id] = self._standing.pop(kernel_id)  # others make room first
+        elif self._most > 0 and kernel_id not in self._coming:
+            self._coming.add(kernel_id)
             self._tasks.start(self._care(kernel), name=f"sandbox ahead for {kernel_id}")
 
     async def go(self, kernel: Kernel, snapshot: Snapshot) -> SandboxRow | None:
@@ -117,7 +123,10 @@ class Ahead:
             return there and row.generation == generation and not kernel.removed
 
         with about(kernel.row.kernel_id):
-            await asyncio.sleep(_PAUSE_S)
+            try:
+                await asyncio.sleep(_PAUSE_S)
+            finally:
+                self._coming.discard(kernel.row.kernel_id)
             if sleeps() and not kernel.moving and available_bytes() >= self._reserve_bytes:
                 await self._keep(kernel, self._place(kernel.row), sleeps)
 

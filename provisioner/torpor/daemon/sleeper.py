@@ -84,7 +84,7 @@ class Sleeper:
             seconds=round(time.monotonic() - started, 3),
         )
         kernel.notify()
-        self._ahead.asleep(kernel)
+        self._ahead.wanted(kernel)
 
     async def checkpoint(self, kernel: Kernel, name: str) -> Snapshot:
         """Save a kernel under a name and let it go on; one that sleeps is woken first.

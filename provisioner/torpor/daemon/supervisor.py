@@ -268,6 +268,8 @@ class Supervisor:
                     log(f"kernel {body['event']}", exit_code=kernel.guest.exit_code)
             elif name == "intent":
                 self._settling.tasks.start(self.rouse(kernel), name=f"rouse {kernel_id}")
+            elif name == "looked_at" and kernel.row.status is Status.ASLEEP:
+                self._ahead.wanted(kernel)
             elif name == "shutdown_wanted":
                 log("shut down while asleep", restart=event.get("restart"))
                 kernel.shut_down = 0

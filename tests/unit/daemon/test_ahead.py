@@ -135,7 +135,7 @@ async def settled() -> None:
 
 async def test_it_becomes_the_kernels(world: World) -> None:
     kernel = sleeper()
-    world.ahead.asleep(kernel)
+    world.ahead.wanted(kernel)
     await settled()
     [row] = world.machine.rows.values()
     assert row.kernel_id == ""
@@ -151,7 +151,7 @@ async def test_it_becomes_the_kernels(world: World) -> None:
 async def test_who_comes_while_it_is_made_waits_for_it(world: World) -> None:
     kernel = sleeper()
     world.machine.slow.clear()
-    world.ahead.asleep(kernel)
+    world.ahead.wanted(kernel)
     await settled()
     going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT))
     await settled()
@@ -164,7 +164,7 @@ async def test_who_comes_while_it_is_made_waits_for_it(world: World) -> None:
 async def test_who_gives_up_waiting_leaves_nothing(world: World, made: bool) -> None:
     kernel = sleeper()
     world.machine.slow.clear()
-    world.ahead.asleep(kernel)
+    world.ahead.wanted(kernel)
     await settled()
     going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT))
     await settled()
@@ -183,7 +183,7 @@ async def test_it_cannot_be_made(world: World, waits: bool) -> None:
     kernel = sleeper()
     world.machine.fails = True
     world.machine.slow.clear()
-    world.ahead.asleep(kernel)
+    world.ahead.wanted(kernel)
     await settled()
     going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT)) if waits else None
     await settled()
@@ -196,7 +196,7 @@ async def test_it_cannot_be_made(world: World, waits: bool) -> None:
 async def test_it_will_not_go(world: World) -> None:
     kernel = sleeper()
     world.machine.will_not_go = True
-    world.ahead.asleep(kernel)
+    world.ahead.wanted(kernel)
     await settled()
     assert await world.ahead.go(kernel, SNAPSHOT) is None
     assert world.clean()
@@ -204,7 +204,7 @@ async def test_it_will_not_go(world: World) -> None:
 
 async def test_it_is_for_another_generation(world: World) -> None:
     kernel = sleeper()
-    world.ahead.asleep(kernel)
+    world.ahead.wanted(kernel)
     await settled()
     other = cast(Snapshot, SimpleNamespace(manifest=SimpleNamespace(generation=2)))
     assert await world.ahead.go(kernel, other) is None
@@ -215,7 +215,7 @@ async def test_it_is_for_another_generation(world: World) -> None:
 @pytest.mark.parametrize("change", ["awake", "removed", "unwanted", "newer", "dead"])
 async def test_it_goes_when_nobody_can_use_it(world: World, change: str) -> None:
     kernel = sleeper()
-    world.ahead.asleep(kernel)
+    world.ahead.wanted(kernel)
     await settled()
     assert len(world.machine.rows) == 1
     if change == "dead":
@@ -237,7 +237,7 @@ async def test_it_goes_when_nobody_can_use_it(world: World, change: str) -> None
 async def test_the_oldest_makes_room(world: World) -> None:
     kernels = [sleeper(name) for name in "abc"]
     for kernel in kernels:
-        world.ahead.asleep(kernel)
+        world.ahead.wanted(kernel)
         await settled()
     assert len(world.machine.rows) == 2
     assert await world.ahead.go(kernels[0], SNAPSHOT) is None
@@ -245,11 +245,29 @@ async def test_the_oldest_makes_room(world: World) -> None:
         assert await world.ahead.go(kernel, SNAPSHOT) is not None
 
 
+async def test_who_is_looked_at_again_keeps_it(world: World) -> None:
+    kernels = [sleeper(name) for name in "abc"]
+    for kernel in kernels[:2]:
+        world.ahead.wanted(kernel)
+        await settled()
+    before = set(world.machine.rows)
+    for _ in range(3):
+        world.ahead.wanted(kernels[0])
+        await settled()
+    assert set(world.machine.rows) == before
+    world.ahead.wanted(kernels[2])
+    world.ahead.wanted(kernels[2])
+    await settled()
+    assert len(world.machine.rows) == 2
+    assert await world.ahead.go(kernels[1], SNAPSHOT) is None
+    assert await world.ahead.go(kernels[0], SNAPSHOT) is not None
+
+
 async def test_ending_removes_what_stands_and_what_is_made(world: World) -> None:
-    world.ahead.asleep(sleeper("a"))
+    world.ahead.wanted(sleeper("a"))
     await settled()
     world.machine.slow.clear()
-    world.ahead.asleep(sleeper("b"))
+    world.ahead.wanted(sleeper("b"))
     await settled()
     assert len(world.machine.rows) == 2
     await world.ahead.aclose()
@@ -261,9 +279,9 @@ async def test_none_is_made_unless_asked_for(world: World) -> None:
         return Template()
 
     off = Ahead(cast(Parts, world.parts), templates, most=0, reserve_bytes=0)
-    off.asleep(sleeper())
+    off.wanted(sleeper())
     starved = Ahead(cast(Parts, world.parts), templates, most=1, reserve_bytes=1 << 60)
-    starved.asleep(sleeper())
+    starved.wanted(sleeper())
     await settled()
     assert world.clean()
     await starved.aclose()
