@@ -2,7 +2,8 @@
 
 Static (CGO off) because a dynamic one cannot re-execute itself inside its empty chroot, labelled
 with its module version because an unlabelled build calls itself VERSION_MISSING and then nothing
-can tell whether a checkpoint fits it.
+can tell whether a checkpoint fits it. With its seccomp programs if they can be had (see
+`torpor.runsc.install_go_filters`), else as the module is.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+from torpor.runsc.install_go_filters import build_with_filters, linker_flags
 from torpor.runsc.install_staging import Report, SourceUnusable, last_line, run_reporting
+from torpor.runsc.smoke import warn_without_filters
 from torpor.runsc.version import FLOOR, GO_MODULE, GO_VERSION, build_date
 
 GO_FLOOR = (1, 26, 3)
@@ -41,21 +45,34 @@ def build_with_go(folder: Path, *, report: Report, version: str = GO_VERSION) ->
     chosen = _version_on_offer(go, version, env, folder, report)
     report(f"building runsc {chosen} with {local['GOVERSION']}: one to three minutes")
     (folder / "go").mkdir()
+    try:
+        ask = partial(_ask, go, env=env, folder=folder)
+        build_with_filters(go, chosen, env, folder, ask=ask, report=report)
+    except (SourceUnusable, OSError) as exc:
+        report(f"building it without its seccomp filters, so each start takes longer: {exc}")
+        _build_plainly(go, chosen, env, folder, report)
+    else:
+        program, needs_namespace = folder / "go" / "runsc", os.geteuid() != 0
+        warn_without_filters(program, report, own_namespace=needs_namespace)
+    return folder / "go"
+
+
+def _build_plainly(
+    go: str, version: str, env: Mapping[str, str], folder: Path, report: Report
+) -> None:
     run_reporting(
-        go_install_argv(go, chosen),
+        go_install_argv(go, version),
         env=env,
         log=folder / "go.log",
         timeout_s=_BUILD_TIMEOUT_S,
         report=report,
         what="building runsc",
     )
-    return folder / "go"
 
 
 def go_install_argv(go: str, version: str) -> list[str]:
     """Give the command that builds runsc into GOBIN. Pure."""
-    label = f"-X {GO_MODULE}/runsc/version.version={version}"
-    flags = ["-v", "-trimpath", "-ldflags", f"-s -w {label}"]
+    flags = ["-v", "-trimpath", "-ldflags", linker_flags(version)]
     return [go, "install", *flags, f"{GO_MODULE}/runsc@{version}"]
 
 

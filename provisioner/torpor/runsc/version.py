@@ -7,9 +7,10 @@ A build is known by what ``runsc --version`` prints first, for example::
 
 Every build that Torpor accepts carries the date of its source in that label: official releases
 (``release-YYYYMMDD.N``), builds from the Go module, which we label with their module version
-(``v0.0.0-YYYYMMDDhhmmss-COMMIT``), and Debian's packages (``0.0~YYYYMMDD.N``). A label without a
-date (``VERSION_MISSING``) cannot be told apart from other builds, so nothing could say whether a
-checkpoint of one can be restored by another: it is refused.
+(``v0.0.0-YYYYMMDDhhmmss-COMMIT``, and ``+filters`` where they have their seccomp programs), and
+Debian's packages (``0.0~YYYYMMDD.N``). A label without a date (``VERSION_MISSING``) cannot be told
+apart from other builds, so nothing could say whether a checkpoint of one can be restored by
+another: it is refused.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ delivered to libzmq after the restore (gVisor commit 5d857245b, first in release
 GO_MODULE = "gvisor.dev/gvisor"
 GO_VERSION = "v0.0.0-20260905035102-160fafc42237"
 """The module version that Torpor's own tests run on; also the label that such a build carries."""
+
+FILTERS_SUFFIX = "+filters"
+"""Ends the label of a build from the Go module that has its seccomp programs. A label of its own,
+because what is built is not what the module alone gives, and because the folder of a build is named
+by it: the one beside it may be in use. The price is that of every other build: gVisor and Torpor
+restore a checkpoint only with the label that made it."""
 
 RELEASE = "20260907"
 """The official release nearest to ``GO_VERSION``."""

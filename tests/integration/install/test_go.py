@@ -20,6 +20,17 @@ REFUSAL = (
     "go: gvisor.dev/gvisor@%s: reading PROXY/%s.info: 403 Forbidden\\n"
     "\\tserver response: This module version is not available.\\n"
 )
+LOADED = "Loaded precompiled seccomp instructions for options GOARCH"
+BUILT_ANEW = "No precompiled program found for config options GOARCH"
+FAKE_RUNSC = """#!/bin/sh
+for word in "$@"; do
+    case "$word" in
+    --version) echo runsc version LABEL; exit ;;
+    --debug-log=*) echo "LOG" > "${word#*=}runsc.log.boot" ;;
+    do) echo Linux version 4.4.0; exit ;;
+    esac
+done
+"""
 
 
 @pytest.fixture
@@ -35,14 +46,40 @@ def fake_go(
     newest: str = NEWEST,
     version: str = "go1.26.8",
     build: str = "",
+    download: str = "",
+    generate: str = "",
+    log: str = LOADED,
 ) -> None:
-    """Put a ``go`` on PATH that offers one version besides ``latest`` and builds with ``build``."""
+    """Put a ``go`` on PATH that offers one version besides ``latest`` and builds with ``build``.
+
+    Args:
+        download: instead of giving a folder with the two packages that get the generator.
+        generate: instead of looking for the generator's files.
+        log: what a sandbox of the build with filters writes into its debug log.
+    """
+    for package in ("boot", "fsgofer"):
+        config = folder / "module" / "runsc" / package / "filter" / "config"
+        config.mkdir(parents=True)
+        (config / "config.go").write_text("package config\n")
+        (config / "config.go").chmod(0o444)  # as in the module cache
     refusal = REFUSAL.replace("%s", "$5")
     install = build or (
         'version="${6##*@}"\n'
         'printf "#!/bin/sh\\necho runsc version $version\\n" > "$GOBIN/runsc"\n'
         'chmod 755 "$GOBIN/runsc"\n'
     )
+    download = download or f'echo \'{{"Dir": "{folder}/module"}}\''
+    generate = generate or (
+        'cd "$2" && grep -q TorporPrecompile runsc/boot/filter/config/torpor_precompile.go'
+        " runsc/fsgofer/filter/config/torpor_precompile.go && grep -q 'package main' $6/main.go"
+    )
+    with_filters = build or (
+        'label="${8##*=}"\ncp "$FAKE_RUNSC" "${10}"\nsed -i "s/LABEL/$label/" "${10}"\n'
+    )
+    fake_runsc = folder / "fake-runsc"
+    fake_runsc.write_text(FAKE_RUNSC.replace("LOG", log))
+    fake_runsc.chmod(0o755)
+    monkeypatch.setenv("FAKE_RUNSC", str(fake_runsc))
     script = f"""#!/bin/sh
 case "$1 $2" in
 "env GOVERSION") printf '{version}\\nlocal\\n' ;;
@@ -51,6 +88,8 @@ case "$1 $2" in
     *@latest) echo {newest} ;;
     *) printf "{refusal}" >&2; exit 1 ;;
     esac ;;
+"mod download") {download} ;;
+"-C "*) case "$3" in run) {generate} ;; build) {with_filters} ;; esac ;;
 "install -v") {install} ;;
 esac
 """
@@ -70,8 +109,8 @@ def install(paths: Paths) -> tuple[str, list[str]]:
 def test_the_pinned_version(tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION)
     build, lines = install(paths)
-    assert build == GO_VERSION
-    assert not any("refused" in line for line in lines)
+    assert build == f"{GO_VERSION}+filters"
+    assert lines == [f"building runsc {GO_VERSION} with go1.26.8: one to three minutes"]
     assert {entry.name for entry in paths.data.iterdir()} == {"runsc", "gvisor", ".install.lock"}
 
 
@@ -80,10 +119,63 @@ def test_where_it_is_refused_the_newest_on_offer_is_built_and_said(
 ) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=NEWEST)
     build, lines = install(paths)
-    assert build == NEWEST
+    assert build == f"{NEWEST}+filters"
     assert f"the pinned {GO_VERSION} is refused" in lines[0]
     assert "403 Forbidden" in lines[0]
     assert lines[1] == f"building {NEWEST} instead, the newest on offer"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"download": "echo '{}'"}, "`go mod download` printed '{}"),
+        ({"download": "echo no space left >&2; exit 1"}, "module failed: no space left"),
+        ({"download": 'echo \'{"Dir": "/nowhere"}\''}, "/nowhere"),
+        ({"generate": "echo undefined: rules; exit 1"}, "filters failed: undefined: rules"),
+    ],
+)
+def test_without_filters_the_module_is_built_as_it_is_and_that_is_said(
+    tmp_path: Path,
+    paths: Paths,
+    monkeypatch: pytest.MonkeyPatch,
+    kwargs: dict[str, str],
+    says: str,
+) -> None:
+    fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION, **kwargs)
+    build, lines = install(paths)
+    assert build == GO_VERSION
+    told = [line for line in lines if "without its seccomp filters" in line]
+    assert len(told) == 1
+    assert says in told[0]
+    assert {entry.name for entry in paths.data.iterdir()} == {"runsc", "gvisor", ".install.lock"}
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        (LOADED + "\n" + BUILT_ANEW, "one is built at the start"),
+        ("nothing about it", "none was loaded"),
+    ],
+)
+def test_a_build_that_does_not_use_its_filters_is_kept_with_a_warning(
+    tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch, log: str, says: str
+) -> None:
+    fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION, log=log)
+    build, lines = install(paths)
+    assert build == f"{GO_VERSION}+filters"
+    assert lines[-1].startswith("warning: this runsc does not use its seccomp filters")
+    assert says in lines[-1]
+
+
+def test_a_plain_build_that_is_there_still_counts(
+    tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fake_go(tmp_path, patch, on_offer=GO_VERSION, generate="exit 1")
+        install(paths)
+    monkeypatch.setenv("PATH", "/nowhere")
+    again = install_runsc(paths, report=print)
+    assert (again.source, again.runsc.build) == (Source.EXISTING, GO_VERSION)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,12 @@ from pathlib import Path
 import pytest
 from torpor.runsc.install_distribution import parse_candidate, what_it_lacks
 from torpor.runsc.install_go import go_install_argv, toolchain_env
+from torpor.runsc.install_go_filters import (
+    build_argv,
+    copy_source,
+    generate_argv,
+    module_folder,
+)
 from torpor.runsc.install_release import archive_url, parse_digest, unpack_release
 from torpor.runsc.install_staging import SourceUnusable, last_line
 from torpor.runsc.version import GO_VERSION
@@ -116,6 +122,36 @@ def test_the_go_build_is_labelled_with_its_version() -> None:
     argv = go_install_argv("/go", GO_VERSION)
     assert f"-s -w -X gvisor.dev/gvisor/runsc/version.version={GO_VERSION}" in argv
     assert argv[-1] == f"gvisor.dev/gvisor/runsc@{GO_VERSION}"
+
+
+def test_the_build_with_filters_is_labelled_so_and_leaves_the_repository_around_alone() -> None:
+    argv = build_argv("/go", GO_VERSION, Path("/copy"), Path("/out/runsc"))
+    assert argv[:4] == ["/go", "-C", "/copy", "build"]
+    assert f"-s -w -X gvisor.dev/gvisor/runsc/version.version={GO_VERSION}+filters" in argv
+    assert {"-trimpath", "-buildvcs=false"} <= set(argv) & set(generate_argv("/go", Path("/copy")))
+
+
+def test_the_copied_source_may_be_written(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "pkg").mkdir(parents=True)
+    (source / "pkg" / "a.go").write_text("package pkg\n")
+    (source / "pkg" / "a.go").chmod(0o444)
+    (source / "pkg").chmod(0o555)
+    copy_source(source, tmp_path / "copy")
+    assert (tmp_path / "copy" / "pkg").stat().st_mode & 0o200
+    copied = tmp_path / "copy" / "pkg" / "a.go"
+    assert copied.stat().st_mode & 0o200
+    assert copied.read_text() == "package pkg\n"
+
+
+def test_where_the_module_is() -> None:
+    assert module_folder('{"Path": "m", "Dir": "/a/b"}') == Path("/a/b")
+
+
+@pytest.mark.parametrize("answer", ["", "[]", "{}", '{"Dir": null}', "go: downloading"])
+def test_no_folder_of_the_module(answer: str) -> None:
+    with pytest.raises(SourceUnusable, match="`go mod download` printed"):
+        module_folder(answer)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from torpor.errors import ConfigError
 from torpor.paths import Paths, resolve_paths
 from torpor.runsc.version import (
+    FILTERS_SUFFIX,
     FLOOR,
     GO_VERSION,
     RELEASE,
@@ -54,6 +55,7 @@ def test_recorded_output_is_understood(recorded: str, build: str, date: int) -> 
         ("release-20260406.0", FLOOR),
         ("release-20260907.0-12-gabcdef012", 20260907),
         (GO_VERSION, 20260905),
+        (GO_VERSION + FILTERS_SUFFIX, 20260905),
         ("torpor-20260905", 20260905),
         ("0.0~20240729.0-4~bpo12+2", 20240729),
         ("VERSION_MISSING", None),
