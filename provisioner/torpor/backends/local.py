@@ -32,7 +32,7 @@ from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
 from torpor.runsc.plan import Machine, checkpoint_argv
-from torpor.runsc.saved_plan import without_secrets
+from torpor.runsc.saved_plan import own_places, without_secrets
 from torpor.runsc.spawn import Spawned, run_beside
 from torpor.template import GIB, MIB, WorkspaceMode
 
@@ -173,7 +173,12 @@ class LocalBackend:
         await resume(handle, self._owner(handle))
 
     async def prepare_saved(self, spec: SandboxSpec) -> None:
-        prepare_saved(spec)
+        prepare_saved(
+            spec,
+            ours=own_places(self._machine(), self.guest.folders),
+            homes=self.user.homes,
+            private=self.private,
+        )
 
     async def freeze(self, handle: Handle) -> None:
         await freeze(handle)
