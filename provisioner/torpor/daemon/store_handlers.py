@@ -44,15 +44,20 @@ class SnapshotsHandler(Handler):
         settings = await stores.settings()
         note = await stores.look(_LOOK_S) if settings else ""
         rows: dict[tuple[str, int], dict[str, Any]] = {}
-        for each in listed:
-            rows[each.kernel_id, each.generation] = _shown(each) | {"on": ["disk"]}
-        for stored in stores.known if settings else ():
+        for here in listed:
+            rows[here.kernel_id, here.generation] = _shown(here) | {"on": ["disk"]}
+        found = stores.known if not note else (*stores.known, *stores.pushed.values())
+        for stored in found if settings else ():
             key = (stored.kernel_id, stored.generation)
-            on = ["disk", "store"] if key in rows else ["store"]
+            on = ["disk", "store"] if "disk" in rows.get(key, {}).get("on", ()) else ["store"]
             rows[key] = _shown(stored) | {"on": on, "stored_bytes": stored.stored_bytes}
         for kernel_id, generation, why in stores.unusable if settings else ():
             row = rows.setdefault((kernel_id, generation), _unknown(kernel_id, generation))
             row |= {"trouble": why}
+        for each in self.daemon.supervisor.kernels.values():
+            key = (each.row.kernel_id, each.row.generation)
+            if each.tier is Tier.ASLEEP and key not in rows:  # a store that was not seen yet has it
+                rows[key] = _unknown(*key) | {"trouble": note or "it is nowhere to be found"}
         for key, row in rows.items():
             row["has_kernel"] = key[0] in self.daemon.supervisor.kernels
             if key in troubles:
@@ -178,6 +183,7 @@ def _unknown(kernel_id: str, generation: int) -> dict[str, Any]:
         "bytes": 0,
         "stored_bytes": None,
         "on": ["store"],
+        "trouble": "",
     }
 
 

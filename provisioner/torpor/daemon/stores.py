@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torpor.daemon.logs import log
 from torpor.daemon.threads import in_thread
-from torpor.errors import ConfigError, SandboxError, SnapshotUnusable
+from torpor.errors import Busy, ConfigError, SandboxError, SnapshotUnusable
 from torpor.snapshot.build import Snapshot
 from torpor.snapshot.remote.configured import StoreSettings
 from torpor.snapshot.remote.retention import Stored
@@ -164,26 +164,29 @@ class Stores:
 
         Never fails: what does not fit is refused by whoever writes it.
         """
-        if not self.pushed or not await asyncio.to_thread(self.local.lacking, needed_bytes):
+        rows = {(row.kernel_id, row.generation) for row in self.known} | self.pushed.keys()
+        if not rows or not await asyncio.to_thread(self.local.lacking, needed_bytes):
             return
-        listed = await asyncio.to_thread(self.local.list)
-        for each in sorted(listed, key=lambda it: it.created_s):
-            key = (each.kernel_id, each.generation)
-            if key in self.pushed and await self._drop_surely(*key):
-                log("made room", kernel=each.kernel_id, generation=each.generation)
-                if not await asyncio.to_thread(self.local.lacking, needed_bytes):
-                    return
+        try:
+            listed = await asyncio.to_thread(self.local.list)
+            for each in sorted(listed, key=lambda it: it.created_s):
+                key = (each.kernel_id, each.generation)
+                if key in rows and await self._drop_surely(*key):
+                    log("made room", kernel=each.kernel_id, generation=each.generation)
+                    if not await asyncio.to_thread(self.local.lacking, needed_bytes):
+                        return
+        except (SandboxError, OSError, TimeoutError) as exc:
+            log("no room made", level=logging.WARNING, error=exc)
 
     async def _drop_surely(self, kernel_id: str, generation: int) -> bool:
-        try:
-            async with asyncio.timeout(_CONFIRM_S):
+        """Whether a copy went. Raises TimeoutError, too, soon, when the store does not answer."""
+        async with asyncio.timeout(_CONFIRM_S):
+            try:
                 if not await self.has_for_certain(kernel_id, generation):
-                    self.pushed.pop((kernel_id, generation), None)
                     return False
-            return bool(await asyncio.to_thread(self.local.drop, kernel_id, generation))
-        except (SandboxError, OSError, TimeoutError) as exc:
-            log("copy stays", level=logging.WARNING, error=exc, generation=generation)
-            return False
+                return bool(await asyncio.to_thread(self.local.drop, kernel_id, generation))
+            except (SnapshotUnusable, Busy):
+                return False
 
     # -- and back ------------------------------------------------------------------------------
 
