@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -84,22 +83,6 @@ def connected(state: dict[str, Any]) -> Iterator[BlockingKernelClient]:
     finally:
         client.stop_channels()
         torpor("shutdown", str(state["kernel_id"]))
-
-
-@contextmanager
-def at_home(home: Path) -> Iterator[None]:
-    """Have commands of this process speak with the daemon of ``home``."""
-    saved = dict(os.environ)
-    os.environ.update(
-        TORPOR_HOME=str(home),
-        JUPYTER_PATH=str(home / "jupyter"),
-        JUPYTER_RUNTIME_DIR=str(home / "jr"),
-    )
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
 
 
 def plaintext(home: Path) -> list[str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +16,10 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.e2e.cells import tell, value
+from tests.e2e.cells import run, tell, value
 from tests.e2e.sleeping import daemon_pid, do, events, sandbox_pids, snapshots, state, status, wait
 from tests.e2e.stores import (
     a_key,
-    at_home,
     connected,
     places,
     plaintext,
@@ -24,7 +27,7 @@ from tests.e2e.stores import (
     torpor,
     wait_places,
 )
-from tests.home import start, stop
+from tests.home import start, stop, torpor_home
 from tests.world import processes_of
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
@@ -161,31 +164,110 @@ def test_woken_in_the_middle_of_a_push(home: Path, pair: Pair) -> None:
     wait(lambda: torpor("snapshots")["store"]["note"] == "", lambda: "trouble")
 
 
-def test_restored_on_another_machine(home: Path, pair: Pair) -> None:
-    """Two homes, two daemons, one store and one key."""
-    km, kc = pair
+def test_restored_on_another_machine(home: Path, tmp_path: Path) -> None:
+    """Two homes, two daemons, one store and one key; and runsc somewhere else."""
+    (tmp_path / "ws").mkdir()
     config = (home / "config/torpor_config.py").read_text()
-    tell(kc, "import numpy, random; x = numpy.arange(5); random.seed(1); y = open('/tmp/f', 'w+')")
-    tell(kc, "y.write('in the sandbox'); y.flush()")
+    link, own = home / "data/runsc", home / "data/runsc-of-this-machine"
+    common = link.resolve()
+    shutil.copy2(common, own)
+    link.unlink()
+    link.symlink_to(own)
+    km, kc = start(tmp_path / "ws")
+    try:
+        tell(kc, "import numpy, random; x = numpy.arange(5); random.seed(1)")
+        tell(kc, "y = open('/tmp/f', 'w+'); y.write('in the sandbox'); y.flush()")
+        tell(kc, "open('shared', 'w').write('in the workspace')")
+        do(km, "hibernate")
+        wait_places(km, {1: ["store"]})
+        own.rename(tmp_path / "not-there")
+        with torpor_home(config) as other:
+            assert torpor("kernels")["kernels"] == []
+            [row] = torpor("snapshots")["snapshots"]
+            where = (row["kernel_id"], row["on"], row["has_kernel"])
+            assert where == (km.kernel_id, ["store"], False)
+            with connected(torpor("restore", str(km.kernel_id)[:8])) as kc2:
+                seen = "int(x.sum()), y.seek(0), y.read(), open('shared').read()"
+                wanted = "(10, 0, 'in the sandbox', 'in the workspace')"
+                assert value(kc2, seen) == wanted
+                drawn = value(kc2, "random.random()")
+                [mine] = torpor("kernels")["kernels"]
+                assert mine["kernel_id"] != km.kernel_id
+                assert mine["start"]["how"] == "restored"
+                torpor("hibernate", mine["kernel_id"])
+                assert value(kc2, seen) == wanted
+            wait(lambda: plaintext(other) == [], lambda: str(plaintext(other)))
+            wait(lambda: len(torpor("snapshots")["snapshots"]) == 1, lambda: "not left")
+        (tmp_path / "not-there").rename(own)
+        assert value(kc, seen) == wanted
+        assert value(kc, "random.random()") != drawn
+    finally:
+        stop(km, kc)
+        link.unlink()
+        link.symlink_to(common)
+
+
+@pytest.fixture
+def library() -> Iterator[Path]:
+    """A library in the environment that nobody else uses."""
+    spec = importlib.util.find_spec("xxlimited")
+    assert spec is not None
+    assert spec.origin is not None
+    original = Path(spec.origin)
+    folder = Path(tempfile.mkdtemp(prefix="torpor-test-", dir=sys.prefix))
+    folder.chmod(0o755)
+    shutil.copy(original, folder)
+    yield folder / original.name
+    shutil.rmtree(folder)
+
+
+def test_an_environment_that_was_installed_once_more(pair: Pair, library: Path) -> None:
+    """The same content in other files: they fit. Another content of that size: they do not."""
+    km, kc = pair
+    tell(kc, f"import sys; sys.path.insert(0, {str(library.parent)!r}); import xxlimited; x = 1")
     do(km, "hibernate")
     wait_places(km, {1: ["store"]})
-    from tests.home import torpor_home
+    content = library.read_bytes()
+    library.unlink()
+    library.write_bytes(content)
+    assert value(kc, "x, xxlimited.foo(1, 2)") == "(1, 3)"
+    do(km, "hibernate")
+    wait(lambda: places(km).get(2) == ["store"], lambda: str(places(km)))
+    library.unlink()
+    library.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    said = run(kc, "x", timeout_s=20).reply["evalue"]
+    assert f"{library} has another content now" in said
+    library.write_bytes(content)
+    assert value(kc, "x") == "1"
 
-    with torpor_home(config) as other:
-        assert torpor("kernels")["kernels"] == []
-        [row] = torpor("snapshots")["snapshots"]
-        assert (row["kernel_id"], row["on"], row["has_kernel"]) == (km.kernel_id, ["store"], False)
-        with connected(torpor("restore", str(km.kernel_id)[:8])) as kc2:
-            assert value(kc2, "x.sum(), y.seek(0), y.read()") == "(10, 0, 'in the sandbox')" or (
-                value(kc2, "int(x.sum()), y.seek(0), y.read()") == "(10, 0, 'in the sandbox')"
-            )
-            drawn = value(kc2, "random.random()")
-            [mine] = torpor("kernels")["kernels"]
-            assert mine["kernel_id"] != km.kernel_id
-            torpor("hibernate", mine["kernel_id"])
-            assert value(kc2, "y.closed") == "False"
-        wait(lambda: plaintext(other) == [], lambda: str(plaintext(other)))
-        wait(lambda: len(torpor("snapshots")["snapshots"]) == 1, lambda: "not left")
-    with at_home(home):
-        assert value(kc, "int(x.sum()), y.seek(0), y.read()") == "(10, 0, 'in the sandbox')"
-        assert value(kc, "random.random()") != drawn
+
+def test_doctor_tries_the_store(home: Path, away: Path) -> None:
+    def check(fails: bool = False) -> dict[str, str]:
+        checks = torpor("doctor", fails=fails)["checks"]
+        [found] = [each for each in checks if each["name"] == "snapshot store"]
+        return found
+
+    before = sorted(away.rglob("*"))
+    found = check()
+    assert found["state"] == "ok", found
+    assert "writable, encrypted, local: drop" in found["found"]
+    assert sorted(away.rglob("*")) == before
+    config = home / "config/torpor_config.py"
+    right = config.read_text()
+    try:
+        config.write_text(right.replace("store.key", "no.key"))
+        assert "no.key cannot be read" in check()["found"]
+        assert "head -c 32" in check()["fix"]
+        config.write_text(right.replace("file://", "nosuchthing://"))
+        assert check()["state"] == "warn"
+        assert "nosuchthing" in check()["found"]
+        config.write_text(right.replace("'drop'", "'dropped'"))
+        [wrong] = [
+            each
+            for each in torpor("doctor", fails=True)["checks"]
+            if each["name"] == "configuration"
+        ]
+        assert "'dropped' is unknown" in wrong["found"]
+        assert "keep" in wrong["fix"]
+    finally:
+        config.write_text(right)

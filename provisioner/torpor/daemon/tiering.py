@@ -59,6 +59,7 @@ class Tiering:
         self._kernels = kernels
         self._tasks = tasks
         self._underway: dict[Key | str, asyncio.Task[None]] = {}
+        self._settings: StoreSettings | None = None
         self._retained_at = -_HOUR_S
         self._retain_took_s = 0.0
         self._retain_due = True
@@ -82,6 +83,9 @@ class Tiering:
         if settings is None:
             self._stores.leaving.clear()  # where should they leave
             return _LOOK_S
+        if settings != self._settings:  # what did not work may work now
+            self._settings = settings
+            self.troubles.clear()
         for kernel_id in sorted(self._stores.leaving):
             self._start(kernel_id, partial(self._forget, kernel_id))
         listed = await asyncio.to_thread(self._stores.local.list)
@@ -103,8 +107,10 @@ class Tiering:
                     first.add(each.kernel_id)
             elif settings.local is LocalCopy.DROP:
                 await self._drop(each)
-        if self._retention_is_due():
+        rest_s = self._rest_s()
+        if rest_s <= 0:
             self._start("retention", self._retain)
+        soon = min(soon, max(rest_s, _MOVING_S))
         pauses = [each.again_at - time.monotonic() for each in self.troubles.values()]
         return max(0.05, min([soon, *(pause for pause in pauses if pause > 0)]))
 
@@ -183,13 +189,13 @@ class Tiering:
             if await asyncio.to_thread(self._stores.local.drop, *key):
                 log("copy dropped", generation=listed.generation)
 
-    def _retention_is_due(self) -> bool:
+    def _rest_s(self) -> float:
+        """Give in how many seconds to tidy: after pushes, and every hour."""
         since_s = time.monotonic() - self._retained_at
-        if since_s >= _HOUR_S:
-            return True
-        busy = any(isinstance(key, tuple) for key in self._underway)
-        rested = since_s >= self._retain_took_s * _RETAIN_SHARE
-        return self._retain_due and not busy and rested
+        pushing = any(isinstance(key, tuple) for key in self._underway)
+        if not self._retain_due or pushing:
+            return _HOUR_S - since_s
+        return self._retain_took_s * _RETAIN_SHARE - since_s
 
     async def _retain(self) -> None:
         settings, started = await self._stores.settings(), time.monotonic()
@@ -197,12 +203,16 @@ class Tiering:
             return
         self._retain_due, self._retained_at = False, started
         protect = {(each.row.kernel_id, each.row.generation) for each in self._kernels.values()}
-        gone = await self._stores.ask(
-            lambda store, stopped: store.retain(
-                settings.remote.retention, protect=protect, cancelled=stopped
-            ),
-            name="store-retain",
-        )
+        try:
+            gone = await self._stores.ask(
+                lambda store, stopped: store.retain(
+                    settings.remote.retention, protect=protect, cancelled=stopped
+                ),
+                name="store-retain",
+            )
+        except BaseException:
+            self._retain_due = True
+            raise
         for each in gone:
             self._stores.pushed.pop((each.kernel_id, each.generation), None)
             with about(each.kernel_id):
