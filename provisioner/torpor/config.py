@@ -109,8 +109,8 @@ class TorporDaemon(Configurable):
     snapshots_max_bytes: Int[int, int] = Int(
         64 << 30,
         min=0,
-        help="""Disk space for the memory of hibernated kernels. Nothing is removed to stay below it:
-        kernels are not put to sleep any more, and say so.""",
+        help="""Disk space for the memory of hibernated kernels. To stay below it only copies go that
+        a store surely has; else kernels are not put to sleep any more, and say so.""",
     ).tag(config=True)
     keep_free_bytes: Int[int, int] = Int(
         2 << 30, min=0, help="Space on that disk that snapshots leave to everything else."

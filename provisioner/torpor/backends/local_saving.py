@@ -22,7 +22,13 @@ from torpor.backends.local_workspace import grant_workspace
 from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc.oci import ROOTFS
-from torpor.runsc.saved_plan import covered_places, needed_paths, restored_plan, save_argvs
+from torpor.runsc.saved_plan import (
+    covered_places,
+    needed_paths,
+    restored_plan,
+    save_argvs,
+    written_paths,
+)
 from torpor.runsc.spawn import run_beside
 from torpor.template import WorkspaceMode
 
@@ -123,6 +129,12 @@ def _require_here(plan: Mapping[str, Any], homes: Sequence[str], private: Sequen
             hint="put it there, or restore the snapshot where it was made",
         )
     shown, mode = plan["workspace"]["path"], WorkspaceMode(plan["workspace"]["mode"])
+    writable = written_paths(plan) - ({shown} if mode is WorkspaceMode.READ_WRITE else set())
+    if writable:
+        raise LaunchError(
+            f"its sandbox could write to {min(writable)}, which none of this machine may",
+            hint="drop the snapshot: somebody has changed it",
+        )
     if shown is None:
         return
     granted = grant_workspace(mode, Path(shown), homes=homes, prefixes=(), private=private)

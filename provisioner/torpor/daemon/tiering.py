@@ -148,7 +148,7 @@ class Tiering:
         except (SandboxError, OSError) as exc:
             whole = isinstance(exc, (BackendUnavailable, ConfigError))
             self._note("store" if whole else key, exc)
-            log("store", level=logging.WARNING, error=exc, what=str(key))
+            log("store trouble", level=logging.WARNING, error=exc, what=str(key))
         else:
             self.troubles.pop("store", None)
             self.troubles.pop(key, None)

@@ -31,7 +31,7 @@ WORKSPACE_AT = "/run/torpor/workspace"
 BUNDLE = "/bundle"
 IMAGE = "/image"
 SAVE = "/save"
-_LOG = "/log"
+LOG = "/log"
 _STATE = "/run/runsc"
 _RUNSC = "/runsc"
 RUNSC_AT = f"{_RUNSC}/runsc"
@@ -173,8 +173,8 @@ def _runsc_flags(overlay_bytes: int | None) -> list[str]:
     return [
         RUNSC_AT,
         f"--root={_STATE}",
-        f"--log={_LOG}/runsc.log",
-        f"--panic-log={_LOG}/panic.log",
+        f"--log={LOG}/runsc.log",
+        f"--panic-log={LOG}/panic.log",
         "--platform=systrap",
         "--network=none",
         # The launcher has already put it into cgroups and an empty network namespace.
@@ -243,7 +243,7 @@ def _base_tree(machine: Machine, log: str) -> list[dict[str, Any]]:
         {"do": "tmpfs", "at": "/tmp", "options": "mode=0700,size=4m", "mine": True},
         bind(machine.runsc, RUNSC_AT, as_owner=True),
         *([bind(sidecars, SIDECARS_AT, as_owner=True)] if sidecars else []),
-        bind(log, _LOG, read_only=False),
+        bind(log, LOG, read_only=False),
     ]
 
 

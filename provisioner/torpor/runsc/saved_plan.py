@@ -13,6 +13,7 @@ from torpor.runsc.plan import (
     BUNDLE,
     CONFIG,
     IMAGE,
+    LOG,
     RUNSC_AT,
     SAVE,
     SIDECARS_AT,
@@ -88,6 +89,18 @@ def needed_paths(plan: Mapping[str, Any]) -> list[str]:
         for entry in plan["tree"]
         if entry["do"] == "bind" and not entry.get("optional") and not entry.get("device")
     ]
+
+
+def written_paths(plan: Mapping[str, Any]) -> set[str]:
+    """Give the paths of this machine that the sandbox can write to, but its own folder's."""
+    return {
+        entry["from"]
+        for entry in plan["tree"]
+        if entry["do"] == "bind"
+        and not entry["read_only"]
+        and not entry.get("device")
+        and entry["at"] not in (LOG, SAVE)
+    }
 
 
 def covered_places(plan: Mapping[str, Any]) -> set[str]:

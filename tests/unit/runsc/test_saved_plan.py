@@ -14,6 +14,7 @@ from torpor.runsc.saved_plan import (
     restored_plan,
     save_argvs,
     without_secrets,
+    written_paths,
 )
 from torpor.template import WorkspaceMode
 
@@ -114,3 +115,12 @@ def test_places_that_show_nothing_of_the_host(plan: dict[str, Any]) -> None:
     mounts = json.loads(config["text"])["mounts"]
     bound = {each["destination"] for each in mounts if each["type"] != "tmpfs"}
     assert not covered_places(plan) & bound
+
+
+@pytest.mark.parametrize("mode", list(WorkspaceMode))
+def test_what_a_sandbox_can_write_to(mode: WorkspaceMode) -> None:
+    plan = _plan(mode)
+    expected = {"/work"} if mode is WorkspaceMode.READ_WRITE else set()
+    assert written_paths(plan) == expected
+    plan["tree"].append({"do": "bind", "from": "/root", "at": "/m/x", "read_only": False})
+    assert written_paths(plan) == expected | {"/root"}
