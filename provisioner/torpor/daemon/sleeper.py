@@ -35,7 +35,7 @@ from torpor.errors import (
     SnapshotUnusable,
 )
 from torpor.golden.disk import size_bytes_of
-from torpor.lifecycle import Status, run_to_end
+from torpor.lifecycle import Status, Target, run_to_end
 from torpor.snapshot.build import Snapshot
 from torpor.template import Template
 
@@ -197,6 +197,8 @@ class Sleeper:
             self._put(kernel, tier_since=time.time())
             log("thawed")
         elif kernel.row.status is Status.ASLEEP:
+            if kernel.row.target is Target.ABSENT:  # it would only be waited for
+                raise SandboxGone(f"kernel {kernel.row.kernel_id} is being removed")
             await self._wake(kernel)
         kernel.notify()
 

@@ -108,7 +108,7 @@ class Stores:
             )
             if self._opened is not None and self._opened[0].remote.url != settings.remote.url:
                 self.pushed.clear()
-                self.known = ()
+                self.known, self.unusable = (), ()
             self._opened = (settings, opened)
         return self._opened[1]
 
@@ -171,18 +171,22 @@ class Stores:
             listed = await asyncio.to_thread(self.local.list)
             for each in sorted(listed, key=lambda it: it.created_s):
                 key = (each.kernel_id, each.generation)
-                if key in rows and await self._drop_surely(*key):
+                if key in rows and await self.drop_surely(*key):
                     log("made room", kernel=each.kernel_id, generation=each.generation)
                     if not await asyncio.to_thread(self.local.lacking, needed_bytes):
                         return
         except (SandboxError, OSError, TimeoutError) as exc:
             log("no room made", level=logging.WARNING, error=exc)
 
-    async def _drop_surely(self, kernel_id: str, generation: int) -> bool:
-        """Whether a copy went. Raises TimeoutError, too, soon, when the store does not answer."""
+    async def drop_surely(self, kernel_id: str, generation: int) -> bool:
+        """Remove a copy on the disk if the store has it for certain, now; whether it went.
+
+        One that is in use stays. Raises as ``push``, and TimeoutError, soon, where nobody answers.
+        """
         async with asyncio.timeout(_CONFIRM_S):
             try:
                 if not await self.has_for_certain(kernel_id, generation):
+                    self.pushed.pop((kernel_id, generation), None)
                     return False
                 return bool(await asyncio.to_thread(self.local.drop, kernel_id, generation))
             except (SnapshotUnusable, Busy):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,9 +20,11 @@ from torpor.daemon.stores import Key, Stores
 from torpor.daemon.tasks import Tasks
 from torpor.errors import (
     BackendUnavailable,
+    Busy,
     ConfigError,
     SandboxError,
     SnapshotUnusable,
+    StoreUnavailable,
     TransferCancelled,
 )
 from torpor.lifecycle import Status
@@ -36,6 +38,7 @@ _MOVING_S = 0.3
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 300.0
 _HOUR_S = 3600.0
+_COPY = "copy of "
 _RETAIN_SHARE = 20.0
 """Tidying takes at most one part in so many of the time."""
 
@@ -89,10 +92,7 @@ class Tiering:
         for kernel_id in sorted(self._stores.leaving):
             self._start(kernel_id, partial(self._forget, kernel_id))
         listed = await asyncio.to_thread(self._stores.local.list)
-        there = {(each.kernel_id, each.generation) for each in listed}
-        for key in [each for each in self.troubles if isinstance(each, tuple)]:
-            if key not in there:
-                del self.troubles[key]
+        self._forget_troubles({(each.kernel_id, each.generation) for each in listed})
         now, soon, first = time.time(), _LOOK_S, set[str]()
         for each in listed:  # by kernel and generation: the store refuses what is older than it has
             key, kernel = (each.kernel_id, each.generation), self._kernels.get(each.kernel_id)
@@ -105,14 +105,24 @@ class Tiering:
                     self._start(key, partial(self._push, key))
                 if key not in self.troubles:
                     first.add(each.kernel_id)
-            elif settings.local is LocalCopy.DROP:
-                await self._drop(each)
+            elif settings.local is LocalCopy.DROP and (
+                kernel is None or key in self._stores.pushed
+            ):
+                self._start(f"{_COPY}{key[0]} {key[1]}", partial(self._drop, key))
         rest_s = self._rest_s()
         if rest_s <= 0:
             self._start("retention", self._retain)
         soon = min(soon, max(rest_s, _MOVING_S))
         pauses = [each.again_at - time.monotonic() for each in self.troubles.values()]
         return max(0.05, min([soon, *(pause for pause in pauses if pause > 0)]))
+
+    def _forget_troubles(self, there: Collection[Key]) -> None:
+        """Forget what was wrong with snapshots that are not on the disk any more."""
+        old = time.monotonic() - _LONGEST_PAUSE_S
+        for key, trouble in list(self.troubles.items()):
+            gone = key not in there if isinstance(key, tuple) else trouble.again_at < old
+            if gone:
+                del self.troubles[key]
 
     def _due_s(self, listed: Listed, settings: StoreSettings, now: float) -> float | None:
         """Give in how many seconds to push a snapshot; None when it is not to be, or there."""
@@ -148,7 +158,8 @@ class Tiering:
         except (SandboxError, OSError) as exc:
             whole = isinstance(exc, (BackendUnavailable, ConfigError))
             self._note("store" if whole else key, exc)
-            log("store trouble", level=logging.WARNING, error=exc, what=str(key))
+            if not isinstance(exc, Busy):
+                log("store trouble", level=logging.WARNING, error=exc, what=str(key))
         else:
             self.troubles.pop("store", None)
             self.troubles.pop(key, None)
@@ -179,15 +190,19 @@ class Tiering:
             if gone:
                 log("left the store", generations=list(gone))
 
-    async def _drop(self, listed: Listed) -> None:
+    async def _drop(self, key: Key) -> None:
         """Let the copy on the disk go, unless it is in use or the store does not surely have it."""
-        key = (listed.kernel_id, listed.generation)
-        kernel = self._kernels.get(listed.kernel_id)
-        if key not in self._stores.pushed or (kernel and kernel.lock.locked()):
-            return
-        with contextlib.suppress(SandboxError, OSError), about(listed.kernel_id):
-            if await asyncio.to_thread(self._stores.local.drop, *key):
-                log("copy dropped", generation=listed.generation)
+        with about(key[0]):
+            try:
+                gone = await self._stores.drop_surely(*key)
+            except TimeoutError as exc:
+                raise StoreUnavailable("the store does not answer", hint="try again") from exc
+            if gone:
+                log("copy dropped", generation=key[1])
+            elif key in self._stores.pushed:
+                raise Busy("the copy is in use")
+            elif key[0] not in self._kernels:
+                raise SnapshotUnusable("it is a copy of nothing that the store has")
 
     def _rest_s(self) -> float:
         """Give in how many seconds to tidy: after pushes, and every hour."""

@@ -145,6 +145,30 @@ async def test_what_is_in_use_or_made_for_a_moment_stays(tmp_path: Path) -> None
         assert world.here() == [(KERNEL, 2)]
 
 
+async def test_a_copy_in_use_stays_until_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.daemon.tiering._FIRST_PAUSE_S", 0.05)
+    world = World(tmp_path, local="drop")
+    snapshot = publish(world.local, name="before")
+    async with world.running():
+        with world.local.hold(snapshot):
+            await until(lambda: world.stored() == [(KERNEL, 1)])
+            await asyncio.sleep(0.3)
+            assert world.here() == [(KERNEL, 1)]
+        await until(lambda: world.here() == [])
+
+
+async def test_copies_of_kernels_that_never_were_here_go_too(tmp_path: Path) -> None:
+    world = World(tmp_path, local="drop")
+    world.remote.push(publish(world.local))
+    publish(world.local, kernel_id=OTHER)
+    async with world.running():
+        await until(lambda: world.here() == [(OTHER, 1)])
+        await until(lambda: bool(world.tiering.troubles))
+    assert world.stored() == [(KERNEL, 1)], "what nobody has sent stays where it is"
+
+
 async def test_it_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
     world = World(tmp_path, after_s=0.5)
     publish(world.local)
