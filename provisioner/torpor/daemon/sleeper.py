@@ -23,7 +23,7 @@ from torpor.daemon.guest_state import Phase
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
-from torpor.daemon.stores import Transfer
+from torpor.daemon.transfers import Transfer
 from torpor.daemon.waking import Waking, Watch
 from torpor.errors import (
     BackendUnavailable,

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torpor.daemon.logs import log
 from torpor.daemon.threads import in_thread
+from torpor.daemon.transfers import Told, Transfer, progress_of
 from torpor.errors import Busy, ConfigError, SandboxError, SnapshotUnusable
 from torpor.snapshot.build import Snapshot
 from torpor.snapshot.remote.configured import StoreSettings
 from torpor.snapshot.remote.retention import Stored
 from torpor.snapshot.remote.settings import open_store
-from torpor.snapshot.remote.transfer import Progress
 from torpor.snapshot.store import SnapshotStore
 
 if TYPE_CHECKING:
@@ -30,40 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Key = tuple[str, int]
-Told = Callable[["Transfer"], None]
 _ATTEMPTS = 3
 _CONFIRM_S = 5.0
 _RELEASE_S = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class Transfer:
-    """A snapshot on its way. Written by the thread that moves it."""
-
-    kernel_id: str
-    generation: int
-    direction: str
-    """push or fetch"""
-    stop: threading.Event = field(default_factory=threading.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    done_bytes: int = 0
-    total_bytes: int = 0
-    wire_bytes: int = 0
-
-    @property
-    def percent(self) -> int:
-        return self.done_bytes * 100 // self.total_bytes if self.total_bytes else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Give what the control API shows."""
-        return {
-            "kernel_id": self.kernel_id,
-            "generation": self.generation,
-            "direction": self.direction,
-            "done_bytes": self.done_bytes,
-            "total_bytes": self.total_bytes,
-            "wire_bytes": self.wire_bytes,
-        }
 
 
 class Stores:
@@ -138,7 +105,7 @@ class Stores:
         async with self._moving(kernel_id, generation, "push") as transfer:
             stored = await in_thread(
                 lambda stopped: store.push(
-                    snapshot, _progress_of(transfer, None), cancelled=stopped
+                    snapshot, progress_of(transfer, None), cancelled=stopped
                 ),
                 name="store-push",
                 stop=transfer.stop,
@@ -253,7 +220,7 @@ class Stores:
                     kernel_id,
                     generation,
                     self.local,
-                    _progress_of(transfer, told),
+                    progress_of(transfer, told),
                     cancelled=stopped,
                 ),
                 name="store-fetch",
@@ -383,13 +350,3 @@ class Stores:
         finally:
             self.transfers.remove(transfer)
             transfer.ended.set()
-
-
-def _progress_of(transfer: Transfer, told: Told | None) -> Callable[[Progress], None]:
-    def progress(now: Progress) -> None:
-        transfer.done_bytes, transfer.total_bytes = now.done_bytes, now.total_bytes
-        transfer.wire_bytes = now.wire_bytes
-        if told:
-            told(transfer)
-
-    return progress
