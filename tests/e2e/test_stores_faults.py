@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,12 +91,8 @@ def test_a_store_that_hangs_or_is_away(tmp_path: Path) -> None:
             tell(kc4, "x = 3")
             do(km4, "hibernate")  # which does not reach the store
 
-            asked = [
-                threading.Thread(target=lambda c=client: run(c, "x", timeout_s=60))
-                for client in (kc, kc2, kc3)
-            ]
-            for each in asked:
-                each.start()
+            for client in (kc, kc2, kc3):
+                client.execute("x")
             wait(lambda: status(km3) == "fetching", lambda: str(state(km3)))
             assert "fetched" in str(state(km3)["sleep"]["outlook"])
             began = time.monotonic()
@@ -109,9 +104,8 @@ def test_a_store_that_hangs_or_is_away(tmp_path: Path) -> None:
             found = torpor("snapshots")
             assert "what was known of it is shown" in found["store"]["note"]
             assert {each["kernel_id"] for each in found["snapshots"]} >= {km.kernel_id}
-            for each in asked:
-                each.join()
-            assert status(km) == status(km2) == "hibernated"
+            for each in (km, km2):
+                wait(lambda it=each: status(it) == "hibernated", lambda: str(state(km)), 60)
             assert "no answer in 2 s" in str(state(km)["reason"])
 
             with socket.socket() as unused:
