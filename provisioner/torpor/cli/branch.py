@@ -17,6 +17,7 @@ from torpor.api import CHANNELS, Endpoints
 from torpor.cli.command import Command, progress
 from torpor.cli.reach import client_of, kernels_now
 from torpor.cli.sleep import chosen
+from torpor.cli.transfers import with_progress
 from torpor.client_sleep import SleepClient
 
 
@@ -40,7 +41,8 @@ class ForkCommand(Command):
     async def _run(self, wanted: str) -> tuple[dict[str, Any], str]:
         known = [str(each["kernel_id"]) for each in await kernels_now(self.paths)]
         kernel_id, client = chosen(wanted, known), SleepClient(client_of(self.paths))
-        return await made(lambda new_id, ends: client.fork(kernel_id, new_id, ends))
+        making = made(lambda new_id, ends: client.fork(kernel_id, new_id, ends))
+        return await with_progress(client, making, shown=not self.json)
 
 
 async def made(
@@ -108,4 +110,5 @@ class RollbackCommand(_BranchCommand):
     What it is now becomes a snapshot first. Files of the workspace are not rolled back."""
 
     async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
-        return await client.roll_back(kernel_id, int(name) if name.isdecimal() else name)
+        to = int(name) if name.isdecimal() else name
+        return await with_progress(client, client.roll_back(kernel_id, to), shown=not self.json)

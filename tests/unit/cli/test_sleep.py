@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from torpor.cli.restore import kernel_of, number_or_name
 from torpor.cli.sleep import chosen
 from torpor.cli.snapshots import _text
-from torpor.cli.transfers import transfer_text
+from torpor.cli.transfers import transfer_text, with_progress
 from torpor.errors import SandboxGone
 
 KNOWN = ["5e1f-aa", "5e1f-ab", "77"]
@@ -96,3 +97,44 @@ def test_snapshots_of_which_kernel() -> None:
         kernel_of([ONE], "9")
     with pytest.raises(SandboxGone, match="2 kernels"):
         kernel_of([ONE, ONE | {"kernel_id": "5e2"}], "5")
+
+
+class Busy:
+    """A client whose daemon moves one snapshot."""
+
+    async def transfers(self) -> list[dict[str, Any]]:
+        more = {"done_bytes": 1 << 20, "total_bytes": 4 << 20}
+        return [{"kernel_id": "5e1f", "generation": 3, "direction": "push", **more}]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+async def test_progress_of_what_takes_its_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    monkeypatch.setattr("torpor.cli.transfers._EVERY_S", 0.01)
+    work = asyncio.sleep(0.1, "done")
+    assert await with_progress(Busy(), work, shown=shown) == "done"  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert ("pushing 5e1f 3: 1.0 MiB of 4.0 MiB" in said) == shown
+
+
+async def test_work_that_fails_or_is_cancelled() -> None:
+    async def fail() -> None:
+        raise SandboxGone("it is gone")
+
+    with pytest.raises(SandboxGone):
+        await with_progress(Busy(), fail(), shown=True)  # type: ignore[arg-type]
+    ended = asyncio.Event()
+
+    async def last() -> None:
+        try:
+            await asyncio.sleep(9)
+        finally:
+            ended.set()
+
+    waiting = asyncio.create_task(with_progress(Busy(), last(), shown=True))  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ended.is_set()
