@@ -42,6 +42,10 @@ c.Torpor.default_template = "default"
 # Where `torpor install-runsc` finds official releases: a mirror inside your network, for example.
 # c.InstallRunscCommand.release_url = "https://mirror.example/gvisor/releases/release"
 
+# Where snapshots of sleeping kernels go besides this disk; needs `pip install torpor[stores]`. With a
+# key they are encrypted, and with "drop" no plain copy of a sleeping kernel stays here.
+# c.Torpor.store = {"url": "file:///srv/torpor", "key_file": "/home/ada/torpor.key", "local": "drop"}
+
 # Disk space for goldens, and memory that waiting clones never take.
 c.TorporDaemon.goldens_max_bytes = 4 << 30
 c.TorporDaemon.reserve_bytes = 1 << 30

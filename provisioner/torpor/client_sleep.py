@@ -10,6 +10,7 @@ from torpor.client import Client
 
 VERBS = ("hibernate", "freeze", "wake", "pin", "unpin")
 _LONGEST_S = 660.0
+_TRANSFER_S = 24 * 3600.0
 
 
 class SleepClient:
@@ -40,14 +41,50 @@ class SleepClient:
         path = f"/v1/kernels/{quote(kernel_id, safe='')}/rollback"
         return await self._client.call("POST", path, {"to": to}, timeout_s=_LONGEST_S)
 
-    async def drop(self, kernel_id: str, generation: int) -> dict[str, int]:
-        """Remove one snapshot for good; give ``{"removed", "bytes"}``. None is fine.
+    async def drop(self, kernel_id: str, generation: int) -> dict[str, Any]:
+        """Remove one snapshot for good, here and in the store; none is fine.
+
+        Gives ``{"removed", "bytes", "from_store"}``; ``bytes`` are those of the disk.
 
         Raises:
             Busy: its kernel sleeps in it, or something is being restored from it.
+            StoreUnavailable: the store does not answer; nothing was removed.
         """
         path = f"/v1/snapshots/{quote(kernel_id, safe='')}/{generation}"
-        return dict(await self._client.call("DELETE", path))
+        return dict(await self._client.call("DELETE", path, timeout_s=_LONGEST_S))
+
+    async def move(self, kernel_id: str, verb: str, which: int | str | None) -> dict[str, Any]:
+        """``push`` a snapshot to the store, or ``fetch`` it; twice is fine.
+
+        ``which``: a generation, a name, or None for the newest.
+
+        Raises:
+            SnapshotUnusable: there is none, it is damaged, or was tampered with.
+            StoreUnavailable, ConfigError, NoRoom: the store, or the disk, does not take it.
+        """
+        path = f"/v1/snapshots/{quote(kernel_id, safe='')}/{verb}"
+        return await self._client.call("POST", path, {"which": which}, timeout_s=_TRANSFER_S)
+
+    async def transfers(self) -> list[dict[str, Any]]:
+        """Give the snapshots that are on their way, and how far they are."""
+        return list((await self._client.call("GET", "/v1/transfers"))["transfers"])
+
+    async def restore(
+        self,
+        kernel_id: str,
+        which: int | str | None,
+        new_id: str,
+        client: Endpoints,
+        *,
+        lease: bool = False,
+    ) -> dict[str, Any]:
+        """Make a kernel ``new_id`` from a snapshot, here or in the store, and give its state.
+
+        Otherwise as ``fork``; ``which`` as in ``move``.
+        """
+        path = f"/v1/snapshots/{quote(kernel_id, safe='')}/restore"
+        body = {"which": which, "kernel_id": new_id, "client": client.to_json(), "lease": lease}
+        return await self._client.call("POST", path, body, timeout_s=_TRANSFER_S)
 
     async def fork(
         self, kernel_id: str, new_id: str, client: Endpoints, *, lease: bool = False
@@ -62,5 +99,9 @@ class SleepClient:
         return await self._client.call("POST", path, body, timeout_s=_LONGEST_S)
 
     async def snapshots(self) -> list[dict[str, Any]]:
-        """Give what is on disk, by kernel and generation."""
-        return list((await self._client.call("GET", "/v1/snapshots"))["snapshots"])
+        """Give what is on disk and in the store, by kernel and generation."""
+        return list((await self.overview())["snapshots"])
+
+    async def overview(self) -> dict[str, Any]:
+        """Give the same with what there is to say of the store: ``{"snapshots", "store"}``."""
+        return await self._client.call("GET", "/v1/snapshots")

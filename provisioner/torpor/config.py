@@ -3,6 +3,7 @@
 ``torpor_config.py`` or ``torpor_config.json`` in the config folder, with the habits of Jupyter::
 
     c.Torpor.templates = {"big": {"memory_bytes": "16G", "workspace": "ro"}}
+    c.Torpor.store = {"url": "s3://bucket/torpor", "key_file": "/home/ada/torpor.key"}
     c.TorporDaemon.idle_exit_s = 60
 
 Nothing else in Torpor reads traits (the provisioner's own excepted) or the environment of the
@@ -31,6 +32,7 @@ from traitlets.config.loader import (
 
 from torpor.errors import ConfigError
 from torpor.paths import Paths, resolve_paths
+from torpor.snapshot.remote.configured import StoreSettings, parse_store
 from torpor.template import Template
 
 C = TypeVar("C", bound=Configurable)
@@ -50,6 +52,12 @@ class Torpor(Configurable):
     default_template: Unicode[str, str | bytes] = Unicode(
         "default",
         help="The template of a kernel that names none. 'default' always exists.",
+    ).tag(config=True)
+    store: Dict[str, Any] = Dict(
+        help="""Where snapshots go besides this disk: {"url": "s3://bucket/folder", "options": {...},
+        "key_file": "/full/path"} or "key_command": [...], "keep": 2, "keep_days": None, "after_s": 0,
+        "local": "keep" or "drop", "timeout_s": 30}. Empty, the default: nowhere. Needs
+        `pip install torpor[stores]`; `torpor doctor` tries it.""",
     ).tag(config=True)
     runsc_path: Unicode[str, str | bytes] = Unicode(
         "",
@@ -101,8 +109,8 @@ class TorporDaemon(Configurable):
     snapshots_max_bytes: Int[int, int] = Int(
         64 << 30,
         min=0,
-        help="""Disk space for the memory of hibernated kernels. Nothing is removed to stay below it:
-        kernels are not put to sleep any more, and say so.""",
+        help="""Disk space for the memory of hibernated kernels. To stay below it only copies go that
+        a store surely has; else kernels are not put to sleep any more, and say so.""",
     ).tag(config=True)
     keep_free_bytes: Int[int, int] = Int(
         2 << 30, min=0, help="Space on that disk that snapshots leave to everything else."
@@ -147,6 +155,7 @@ class Settings:
     runsc_path: str | None = None
     allow_old_runsc: bool = False
     daemon: DaemonSettings = DaemonSettings()
+    store: StoreSettings | None = None
 
     def template(self, name: str | None) -> Template:
         """Give the template of that name, the default one for None. Raises ConfigError."""
@@ -191,6 +200,7 @@ def load_settings(paths: Paths, environ: Mapping[str, str] | None = None) -> Set
         default_template=torpor.default_template,
         runsc_path=env.get("TORPOR_RUNSC") or torpor.runsc_path or None,
         allow_old_runsc=torpor.allow_old_runsc,
+        store=parse_store(torpor.store),
         daemon=DaemonSettings(
             idle_exit_s=daemon.idle_exit_s,
             concurrent_starts=daemon.concurrent_starts or max(2, os.cpu_count() or 2),

@@ -103,7 +103,7 @@ class SnapshotUnusable(SandboxError):
 
 
 class NoRoom(SandboxError):
-    """There is no room for another snapshot, and none is ever removed to make some."""
+    """There is no room for another snapshot; none goes to make some but copies of what a store has."""
 
     code = "no_room"
     http_status = 507

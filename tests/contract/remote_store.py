@@ -337,6 +337,36 @@ class RemoteStoreContract:
         assert place.objects() == {}
         assert len(rows) == 11
 
+    def test_a_kernel_that_is_no_more(
+        self, store: RemoteStore, place: Place, local: SnapshotStore
+    ) -> None:
+        def end(progress: Progress) -> None:
+            raise KeyboardInterrupt
+
+        for name in ("", "kept", ""):
+            store.push(publish(local, name=name))
+        theirs = store.push(publish(local, kernel_id=OTHER))
+        with pytest.raises(KeyboardInterrupt):
+            store.push(publish(local), end)
+        damaged = f"{KERNEL}/3/manifest"
+        place.put(damaged, place.objects()[damaged][:-1])
+        assert [each.generation for each in store.look(KERNEL).stored] == [1, 2]
+        assert store.forget(KERNEL) == (1, 4)
+        assert store.forget(KERNEL) == ()
+        assert [each.generation for each in store.look(KERNEL).stored] == [2]
+        assert damaged in place.objects(), "it may have had a name"
+        assert theirs in store.list()
+        assert store.forget("nobody") == ()
+
+    def test_probed(self, store: RemoteStore, place: Place, local: SnapshotStore) -> None:
+        store.probe()
+        assert place.objects() == {}
+        row = store.push(publish(local))
+        before = place.objects()
+        store.probe()
+        assert place.objects() == before
+        assert store.list() == (row,)
+
     def test_retained(self, store: RemoteStore, place: Place, local: SnapshotStore) -> None:
         for name in ("", "kept", "", "", ""):
             store.push(publish(local, {"pages.img": b"p"}, name=name))

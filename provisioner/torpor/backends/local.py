@@ -34,6 +34,7 @@ from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
 from torpor.runsc.plan import Machine, checkpoint_argv
+from torpor.runsc.saved_plan import own_places
 from torpor.runsc.spawn import Spawned, run_beside
 from torpor.template import GIB, MIB, WorkspaceMode
 
@@ -194,7 +195,13 @@ class LocalBackend:
         await resume(handle, self._owner(handle))
 
     async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
-        prepare_saved(spec, ahead=ahead)
+        prepare_saved(
+            spec,
+            ahead=ahead,
+            ours=own_places(self._machine(), self.guest.folders),
+            homes=self.user.homes,
+            private=self.private,
+        )
 
     async def freeze(self, handle: Handle) -> None:
         await freeze(handle)

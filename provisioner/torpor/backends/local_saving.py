@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,19 @@ from typing import Any
 from torpor.backends.base import Handle, SandboxSpec, Saved
 from torpor.backends.local_faults import machine_error
 from torpor.backends.local_layout import Layout
+from torpor.backends.local_workspace import grant_workspace
 from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc.oci import ROOTFS
-from torpor.runsc.saved_plan import restored_plan, save_argvs
+from torpor.runsc.saved_plan import (
+    covered_places,
+    needed_paths,
+    restored_plan,
+    save_argvs,
+    written_paths,
+)
 from torpor.runsc.spawn import Beside, run_beside
+from torpor.template import WorkspaceMode
 
 SHAPE = "shape.json"
 _SAVE_S = 600.0
@@ -99,8 +107,19 @@ async def resume(handle: Handle, owner: Owner) -> None:
         raise LaunchError(f"the sandbox cannot be told to go on: {exc!r}") from exc
 
 
-def prepare_saved(spec: SandboxSpec, *, ahead: bool) -> None:
-    """Do as ``Backend.prepare_saved``."""
+def prepare_saved(
+    spec: SandboxSpec,
+    *,
+    ahead: bool,
+    ours: Mapping[str, str],
+    homes: Sequence[str],
+    private: Sequence[str],
+) -> None:
+    """Do as ``Backend.prepare_saved``, for what was saved here or on another machine.
+
+    ``ours``: where runsc and the guest's code are here. ``homes`` and ``private``: as in
+    ``grant_workspace``.
+    """
     assert spec.image is not None
     layout = Layout(spec.directory)
     try:
@@ -111,17 +130,50 @@ def prepare_saved(spec: SandboxSpec, *, ahead: bool) -> None:
             directory=str(spec.directory),
             image=str(spec.image.folder),
             ahead=ahead,
+            ours=ours,
         )
         layout.make_folders()
+        _require_here(plan, homes, private)
         layout.make_fifos()
         layout.write_plan(plan)
     except BaseException as exc:
         layout.remove()
+        if isinstance(exc, SandboxError):
+            raise
         if isinstance(exc, OSError):
             raise machine_error(spec.directory, exc) from exc
         if isinstance(exc, (ValueError, KeyError, TypeError, StopIteration)):
             raise LaunchError(f"the saved sandbox's shape is damaged: {exc!r}") from exc
         raise
+
+
+def _require_here(plan: Mapping[str, Any], homes: Sequence[str], private: Sequence[str]) -> None:
+    """Raise LaunchError unless this machine can and may show what the saved sandbox saw."""
+    missing = [path for path in needed_paths(plan) if not os.path.exists(path)]
+    if missing:
+        raise LaunchError(
+            f"its sandbox saw {missing[0]}, which is not on this machine",
+            hint="put it there, or restore the snapshot where it was made",
+        )
+    shown, mode = plan["workspace"]["path"], WorkspaceMode(plan["workspace"]["mode"])
+    writable = written_paths(plan) - ({shown} if mode is WorkspaceMode.READ_WRITE else set())
+    if writable:
+        raise LaunchError(
+            f"its sandbox could write to {min(writable)}, which none of this machine may",
+            hint="drop the snapshot: somebody has changed it",
+        )
+    if shown is None:
+        return
+    granted = grant_workspace(mode, Path(shown), homes=homes, prefixes=(), private=private)
+    if granted.mount is None or granted.mode is not mode:
+        raise LaunchError(f"its workspace cannot be shown here: {granted.reason}")
+    bare = set(granted.mount.hidden) - covered_places(plan)
+    if bare:
+        raise LaunchError(
+            f"its workspace {shown} has Torpor's own folder {min(bare)} in it here, which the "
+            "saved sandbox would see",
+            hint="set TORPOR_HOME to a folder outside the workspace",
+        )
 
 
 def take_back(folder: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from jupyter_core.paths import jupyter_runtime_dir, secure_write
@@ -16,6 +17,7 @@ from torpor.api import CHANNELS, Endpoints
 from torpor.cli.command import Command, progress
 from torpor.cli.reach import client_of, kernels_now
 from torpor.cli.sleep import chosen
+from torpor.cli.transfers import with_progress
 from torpor.client_sleep import SleepClient
 
 
@@ -38,22 +40,30 @@ class ForkCommand(Command):
 
     async def _run(self, wanted: str) -> tuple[dict[str, Any], str]:
         known = [str(each["kernel_id"]) for each in await kernels_now(self.paths)]
-        new_id, key = str(uuid.uuid4()), secrets.token_hex(16)
-        client = Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), key)
-        state = await SleepClient(client_of(self.paths)).fork(chosen(wanted, known), new_id, client)
-        path = os.path.join(jupyter_runtime_dir(), f"kernel-{new_id}.json")
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        ports = {f"{name}_port": port for name, port in state["client"]["ports"].items()}
-        about = {
-            "ip": "127.0.0.1",
-            "transport": "tcp",
-            "key": key,
-            "signature_scheme": "hmac-sha256",
-            "kernel_name": state["kernel_name"],
-        }
-        with secure_write(path) as file:
-            file.write(json.dumps(ports | about, indent=2))
-        return state, path
+        kernel_id, client = chosen(wanted, known), SleepClient(client_of(self.paths))
+        making = made(lambda new_id, ends: client.fork(kernel_id, new_id, ends))
+        return await with_progress(client, making, shown=not self.json)
+
+
+async def made(
+    make: Callable[[str, Endpoints], Awaitable[dict[str, Any]]],
+) -> tuple[dict[str, Any], str]:
+    """Have ``make`` make a kernel of that id and endpoints; give its state and connection file."""
+    new_id, key = str(uuid.uuid4()), secrets.token_hex(16)
+    state = await make(new_id, Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), key))
+    path = os.path.join(jupyter_runtime_dir(), f"kernel-{new_id}.json")
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    ports = {f"{name}_port": port for name, port in state["client"]["ports"].items()}
+    about = {
+        "ip": "127.0.0.1",
+        "transport": "tcp",
+        "key": key,
+        "signature_scheme": "hmac-sha256",
+        "kernel_name": state["kernel_name"],
+    }
+    with secure_write(path) as file:
+        file.write(json.dumps(ports | about, indent=2))
+    return state, path
 
 
 class _BranchCommand(Command):
@@ -84,7 +94,8 @@ class CheckpointCommand(_BranchCommand):
 
     torpor checkpoint KERNEL NAME
 
-    It stays until the name is dropped with its kernel's snapshots; see `torpor rollback`."""
+    It stays until the name is dropped with its kernel's snapshots; see `torpor rollback`. Where a
+    store is configured it goes there, too."""
 
     async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
         return await client.checkpoint(kernel_id, name)
@@ -99,4 +110,5 @@ class RollbackCommand(_BranchCommand):
     What it is now becomes a snapshot first. Files of the workspace are not rolled back."""
 
     async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
-        return await client.roll_back(kernel_id, int(name) if name.isdecimal() else name)
+        to = int(name) if name.isdecimal() else name
+        return await with_progress(client, client.roll_back(kernel_id, to), shown=not self.json)

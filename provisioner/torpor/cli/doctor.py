@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torpor.cli.checks import Check, State, environment, host, idmap, runsc
 from torpor.cli.checks.daemon import check_daemon
+from torpor.cli.checks.store import check_store
 from torpor.cli.command import Command
 
 _COLOURS = {State.OK: "32", State.WARN: "33", State.FAIL: "31"}
@@ -57,6 +58,7 @@ class DoctorCommand(Command):
         yield environment.check_ipykernel()
         yield environment.check_byte_code()
         yield environment.check_kernelspecs()
+        yield check_store(settings)
         yield check_daemon(paths)
 
 

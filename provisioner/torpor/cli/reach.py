@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torpor.errors import ConfigError
 from torpor.paths import Paths
 
 if TYPE_CHECKING:
@@ -43,8 +44,17 @@ def _holds_kernels(paths: Paths) -> bool:
 
 
 def has_snapshots(paths: Paths) -> bool:
-    """Whether the memory of some kernel may be on disk."""
-    return _has_entries(paths.snapshots)
+    """Whether the memory of some kernel may be on disk, or in a store that is configured."""
+    return _has_entries(paths.snapshots) or _has_store(paths)
+
+
+def _has_store(paths: Paths) -> bool:
+    from torpor.config import load_settings
+
+    try:
+        return load_settings(paths).store is not None
+    except ConfigError:
+        return False
 
 
 def _has_entries(folder: Path) -> bool:

@@ -49,7 +49,11 @@ class TorporCommand(Command):
         "shutdown": ("torpor.cli.sleep.ShutdownCommand", "End kernels, asleep or awake."),
         "snapshots": (
             "torpor.cli.snapshots.SnapshotsCommand",
-            "List the saved memory of hibernated kernels.",
+            "List the saved memory of hibernated kernels, and move it to and from the store.",
+        ),
+        "restore": (
+            "torpor.cli.restore.RestoreCommand",
+            "Make a new kernel from a snapshot, also of a kernel of another machine.",
         ),
         "golden": (
             "torpor.cli.golden.GoldenCommand",

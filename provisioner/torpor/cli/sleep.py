@@ -109,6 +109,11 @@ class WakeCommand(SleepCommand):
     verb = "wake"
     done = "is awake"
 
+    async def act(self, client: SleepClient, kernel_id: str) -> dict[str, Any]:
+        from torpor.cli.transfers import with_progress
+
+        return await with_progress(client, client.do(kernel_id, self.verb), shown=not self.json)
+
 
 class PinCommand(SleepCommand):
     name = "torpor pin"

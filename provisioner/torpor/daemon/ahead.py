@@ -21,7 +21,7 @@ from torpor.daemon.machine import available_bytes
 from torpor.daemon.parts import Parts
 from torpor.daemon.records import KernelRow, SandboxRow
 from torpor.daemon.tasks import Tasks
-from torpor.daemon.unclaimed import NOBODY
+from torpor.daemon.unclaimed import NOBODY, folder_identity
 from torpor.errors import SandboxError
 from torpor.lifecycle import Status, Target, run_to_end
 from torpor.snapshot.build import Snapshot
@@ -45,6 +45,8 @@ class _Standing:
     generation: int
     row: SandboxRow
     made: asyncio.Future[Ready | None]
+    image: tuple[int, int] | None = None
+    """Which folder it will be restored from; a snapshot may be fetched into another one meanwhile."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     taken: bool = False
 
@@ -82,7 +84,8 @@ class Ahead:
         standing = self._standing.pop(kernel.row.kernel_id, None)
         if standing is None:
             return None
-        standing.taken = standing.generation == snapshot.manifest.generation
+        same_image = standing.image in (None, folder_identity(str(snapshot.image)))
+        standing.taken = standing.generation == snapshot.manifest.generation and same_image
         standing.over.set()
         if not standing.taken:
             return None
@@ -170,6 +173,7 @@ class Ahead:
         parts = self._parts
         template = await self._templates(row.template)
         snapshot = await parts.snapshots.get(row.kernel_id, standing.generation)
+        standing.image = folder_identity(str(snapshot.image))
         spec = restored_spec(row, standing.row, template, snapshot)
         await parts.backend.prepare_saved(spec, ahead=True)
         ready = await parts.backend.stand_ready(spec)

@@ -38,7 +38,10 @@ from torpor.daemon.server import PeerCheckedServer, serve
 from torpor.daemon.settling import Settling
 from torpor.daemon.sleep_handlers import sleep_routes
 from torpor.daemon.snapshots import Snapshots
+from torpor.daemon.store_handlers import store_routes
+from torpor.daemon.stores import Stores
 from torpor.daemon.supervisor import Supervisor
+from torpor.daemon.tiering import Tiering
 from torpor.daemon.tiers import Tiers
 from torpor.daemon.warm import Warm, make_warm
 from torpor.errors import Busy, ConfigError, TemplateChanged
@@ -71,6 +74,7 @@ class Daemon:
         self._settling: Settling
         self.supervisor: Supervisor
         self.tiers: Tiers
+        self.tiering: Tiering
         self.forker: Forker
         self.warm: Warm | None = None
 
@@ -102,7 +106,8 @@ class Daemon:
                     keep_free_bytes=self._settings.keep_free_bytes,
                 )
             )
-            self.parts = Parts(self._paths, registry, backend, bridge, snapshots)
+            stores = Stores(lambda: self._source.read().store, snapshots.store)
+            self.parts = Parts(self._paths, registry, backend, bridge, snapshots, stores)
             settling = self._settling = Settling(self.parts)
             stack.push_async_callback(settling.aclose)
             at_once = self._settings.concurrent_starts
@@ -121,7 +126,9 @@ class Daemon:
             await recover(self.parts, settling, self.supervisor)
             self.tiers = Tiers(self.parts, self.supervisor, self._template)
             settling.tasks.start(self.tiers.run(), name="tiers")
-            settling.always = 1
+            self.tiering = Tiering(stores, settling.kernels, settling.tasks)
+            settling.tasks.start(self.tiering.run(), name="tiering")
+            settling.always = 2
             if self.warm is not None:
                 await stack.enter_async_context(self.warm.running())
             stack.push_async_callback(self.supervisor.aclose)
@@ -151,7 +158,9 @@ class Daemon:
     def _serve(self) -> PeerCheckedServer:
         sock = listen(self._paths.daemon_socket)
         self._socket = _inode(self._paths.daemon_socket)
-        return serve(web.Application(routes(self, [*pool_routes(), *sleep_routes()])), sock)
+        return serve(
+            web.Application(routes(self, [*pool_routes(), *sleep_routes(), *store_routes()])), sock
+        )
 
     async def _until_done(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,7 +1,8 @@
 """How kernels look from outside: the ``KernelState`` of the control API::
 
 {"kernel_id": "5e1f...", "kernel_name": "python3", "template": "default",
- "status": "starting|running|frozen|hibernating|hibernated|waking|exited|gone", "exit_code": null, "reason": null,
+ "status": "starting|running|frozen|hibernating|hibernated|fetching|waking|exited|gone",
+ "exit_code": null, "reason": null,
  "client": {"transport": "tcp", "ip": "127.0.0.1", "ports": {...}, ...}, "owner": {"pid": 71},
  "start": {"how": "claimed|cloned|created|restarted|replaced", "why": "no clone was ready"},
  "created_at": "...", "last_activity": "...", "execution_state": "idle",

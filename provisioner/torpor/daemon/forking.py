@@ -1,7 +1,7 @@
-"""Makes a second kernel with the memory of another: from its newest snapshot, or one made for that.
+"""Makes new kernels from snapshots: of another kernel as it is now, or of any that is kept.
 
-The other one stands still no longer than a checkpoint takes. The fork has endpoints, a sandbox and
-randomness of its own; what clients had asked of the other one is not asked of it.
+The other one stands still no longer than a checkpoint takes. The new one has endpoints, a sandbox
+and randomness of its own; what clients had asked of the other one is not asked of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -26,6 +27,7 @@ from torpor.daemon.sleeper import Sleeper
 from torpor.errors import Busy, ConfigError, LaunchError, SandboxError
 from torpor.lifecycle import Status, Target
 from torpor.snapshot.build import Snapshot
+from torpor.snapshot.manifest import SnapshotManifest
 
 _RENEW_S = 20.0
 _IPYKERNEL = "ipykernel_launcher"
@@ -70,17 +72,53 @@ class Forker:
             ConfigError: its language has no way to renew randomness.
             AtCapacity, NoRoom, SnapshotUnusable, LaunchError: it could not be made.
         """
-        if _IPYKERNEL not in source.row.argv:
+        kernel = await self._made(
+            source.row, self._sleeper.snapshot_of(source), kernel_id, client, owner
+        )
+        kernel.started_as = "forked"
+        log("forked", kernel_id=kernel_id, source=source.row.kernel_id)
+        return kernel
+
+    async def restore(
+        self,
+        source_id: str,
+        which: int | str | None,
+        kernel_id: str,
+        client: Endpoints,
+        owner: Process | None,
+    ) -> Kernel:
+        """Give a new kernel from a snapshot of ``source_id``, here or in the store. All or nothing.
+
+        ``which``: a generation, a name, or None for the newest. The snapshot stays as it is.
+
+        Raises as ``fork``, and as ``Stores.at_hand``.
+        """
+        async with self._parts.stores.at_hand(source_id, which, keep=False) as snapshot:
+            row = _row_of(snapshot.manifest, client)
+            kernel = await self._made(row, nullcontext(snapshot), kernel_id, client, owner)
+        kernel.started_as = "restored"
+        log("restored", kernel_id=kernel_id, source=source_id)
+        return kernel
+
+    async def _made(
+        self,
+        like: KernelRow,
+        taken: AbstractAsyncContextManager[Snapshot],
+        kernel_id: str,
+        client: Endpoints,
+        owner: Process | None,
+    ) -> Kernel:
+        """Give a new kernel with the memory of the snapshot that ``taken`` gives."""
+        if _IPYKERNEL not in like.argv:
             raise ConfigError(
-                "only kernels of ipykernel can be forked",
-                hint="others would share their random numbers with their fork",
+                "only kernels of ipykernel can be forked or restored as new ones",
+                hint="others would share their random numbers with the new one",
             )
         if kernel_id in self._settling.kernels:
             raise Busy(f"there is a kernel {kernel_id!r} already")
-        now = time.time()
         kernel = Kernel(
             replace(
-                source.row,
+                like,
                 kernel_id=kernel_id,
                 status=Status.ASLEEP,
                 target=Target.PRESENT,
@@ -90,9 +128,10 @@ class Forker:
                 sandbox_id=None,
                 reason=None,
                 generation=1,
+                highest=1,
                 paused=False,
                 pinned=False,
-                tier_since=now,
+                tier_since=time.time(),
             )
         )
         kernel.launch = asyncio.current_task()
@@ -101,7 +140,7 @@ class Forker:
         try:
             self._room(kernel_id, 0)
             self._settling.watch_owner(kernel, owner)
-            async with self._sleeper.snapshot_of(source) as snapshot:
+            async with taken as snapshot:
                 with about(kernel_id):
                     async with kernel.lock:
                         await self._make(kernel, snapshot)
@@ -114,8 +153,6 @@ class Forker:
                 kernel.row = replace(kernel.row, target=Target.ABSENT)
                 await self._settling.now(kernel)
             kernel.notify()
-        kernel.started_as = "forked"
-        log("forked", kernel_id=kernel_id, source=source.row.kernel_id)
         return kernel
 
     async def _make(self, kernel: Kernel, snapshot: Snapshot) -> None:
@@ -132,7 +169,7 @@ class Forker:
         )
         if told.get("status") != "ok":
             why = told.get("evalue") or told.get("status")
-            raise LaunchError(f"the fork could not be given randomness of its own: {why}")
+            raise LaunchError(f"it could not be given randomness of its own: {why}")
 
     async def _bound(self, row: KernelRow, snapshot: Snapshot) -> KernelRow:
         parts = self._parts
@@ -153,3 +190,18 @@ class Forker:
         with contextlib.suppress(SandboxError):
             make_links(row.client, row.kernel_id, parts.paths.client_sockets)
         return row
+
+
+def _row_of(manifest: SnapshotManifest, client: Endpoints) -> KernelRow:
+    """Give what of a kernel's row a snapshot knows. Pure."""
+    return KernelRow(
+        kernel_id=manifest.kernel_id,
+        kernel_name=manifest.kernel_name,
+        template=manifest.template,
+        status=Status.ASLEEP,
+        target=Target.PRESENT,
+        client=client,
+        created_at=manifest.created_at,
+        guest_key=manifest.guest_key,
+        argv=manifest.argv,
+    )

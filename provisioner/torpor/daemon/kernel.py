@@ -36,7 +36,7 @@ class Kernel:
         """Why its last sandbox has ended; None while it lives."""
         self.sandbox_watch: asyncio.Task[Any] | None = None
         self.moving = ""
-        """What is being done to it right now: hibernating, waking; "" for nothing."""
+        """What is being done to it right now: hibernating, fetching, waking; "" for nothing."""
         self.frozen = False
         """Its processes stand still in memory."""
         self.shut_down: int | None = None
@@ -97,7 +97,7 @@ class Kernel:
 
     @property
     def state(self) -> str:
-        """``starting running frozen hibernating hibernated waking exited gone``, one of them."""
+        """One of ``starting running frozen hibernating hibernated fetching waking exited gone``."""
         if self.launching or self.row.status is Status.LAUNCHING:
             return "starting"
         if self.row.status is Status.ASLEEP:

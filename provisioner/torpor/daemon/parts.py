@@ -13,6 +13,7 @@ from torpor.daemon.logs import log
 from torpor.daemon.records import KernelRow
 from torpor.daemon.registry import Registry
 from torpor.daemon.snapshots import Snapshots
+from torpor.daemon.stores import Stores
 from torpor.errors import SandboxError
 from torpor.paths import Paths
 
@@ -26,6 +27,7 @@ class Parts:
     backend: Backend
     bridge: BridgeKeeper
     snapshots: Snapshots
+    stores: Stores
     unclaimed: set[str] = field(default_factory=set)
     """Sandboxes that are no kernel's and are wanted all the same: the pool's."""
 

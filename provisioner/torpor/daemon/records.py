@@ -61,7 +61,9 @@ class KernelRow:
     reason: str | None = None
     """Why it is lost, or why it could not be woken, readable."""
     generation: int = 0
-    """Of its newest snapshot; 0: it never had one."""
+    """Of the snapshot it sleeps in, or was woken from or saved to last; 0: it never had one."""
+    highest: int = 0
+    """The highest generation it ever had: the disk may not have it any more."""
     argv: tuple[str, ...] = ()
     """As it was started, for people."""
     paused: bool = False
@@ -85,6 +87,7 @@ class KernelRow:
             "sandbox_id": self.sandbox_id,
             "reason": self.reason,
             "generation": self.generation,
+            "highest": self.highest,
             "argv": list(self.argv),
             "paused": self.paused,
             "pinned": self.pinned,
@@ -107,6 +110,7 @@ class KernelRow:
             sandbox_id=body.get("sandbox_id"),
             reason=body.get("reason"),
             generation=int(body.get("generation", 0)),
+            highest=int(body.get("highest", 0)),
             argv=tuple(body.get("argv", ())),
             paused=bool(body.get("paused", False)),
             pinned=bool(body.get("pinned", False)),

@@ -1,8 +1,7 @@
-"""The control API about sleep: ``/v1/kernels/ID/VERB`` and the list of snapshots."""
+"""The control API about sleep: ``/v1/kernels/ID/VERB``. For snapshots see store_handlers.py."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +11,7 @@ from torpor.daemon.handlers import Handler
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about
 from torpor.daemon.processes import Process
-from torpor.errors import Busy, ConfigError
-from torpor.lifecycle.idle import Tier
-from torpor.snapshot.build import Listed
+from torpor.errors import ConfigError
 from torpor.snapshot.manifest import is_kernel_id
 
 
@@ -80,51 +77,6 @@ class ForkHandler(Handler):
         return await described(kernel, self.daemon.parts)
 
 
-class SnapshotsHandler(Handler):
-    async def get(self) -> None:
-        await self.answer(self._list())
-
-    async def _list(self) -> dict[str, Any]:
-        kernels = self.daemon.supervisor.kernels
-        store = self.daemon.parts.snapshots
-        return {
-            "snapshots": [_shown(each, each.kernel_id in kernels) for each in await store.list()]
-        }
-
-
-class SnapshotHandler(Handler):
-    """``DELETE /v1/snapshots/KERNEL/GENERATION``."""
-
-    async def delete(self, kernel_id: str, generation: str) -> None:
-        await self.answer(self._drop(kernel_id, int(generation)))
-
-    async def _drop(self, kernel_id: str, generation: int) -> dict[str, Any]:
-        kernel = self.daemon.supervisor.kernels.get(kernel_id)
-        if kernel is not None:
-            async with kernel.lock:
-                if kernel.tier is Tier.ASLEEP and kernel.row.generation == generation:
-                    raise Busy(
-                        f"kernel {kernel_id} sleeps in generation {generation}",
-                        hint="wake it first, or end it with `torpor shutdown`",
-                    )
-        store = self.daemon.parts.snapshots.store
-        removed = await asyncio.to_thread(store.drop, kernel_id, generation)
-        return {"removed": len(removed), "bytes": sum(each.size_bytes for each in removed)}
-
-
-def _shown(listed: Listed, has_kernel: bool) -> dict[str, Any]:
-    return {
-        "kernel_id": listed.kernel_id,
-        "generation": listed.generation,
-        "name": listed.name,
-        "created_at": listed.created_at,
-        "template": listed.template,
-        "kernel_name": listed.kernel_name,
-        "bytes": listed.size_bytes,
-        "has_kernel": has_kernel,
-    }
-
-
 def sleep_routes() -> list[tuple[str, type[Handler]]]:
     """Give what to add to the table of the control API, before its general part."""
     verbs = "hibernate|wake|freeze|pin|unpin"
@@ -132,6 +84,4 @@ def sleep_routes() -> list[tuple[str, type[Handler]]]:
         (rf"/v1/kernels/([A-Za-z0-9._-]+)/({verbs})", SleepHandler),
         (r"/v1/kernels/([A-Za-z0-9._-]+)/(checkpoint|rollback)", BranchHandler),
         (r"/v1/kernels/([A-Za-z0-9._-]+)/fork", ForkHandler),
-        (r"/v1/snapshots", SnapshotsHandler),
-        (r"/v1/snapshots/([A-Za-z0-9._-]+)/([0-9]{1,9})", SnapshotHandler),
     ]

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torpor.backends.base import Handle, Saving
@@ -23,6 +24,7 @@ from torpor.daemon.guest_state import Phase
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
+from torpor.daemon.transfers import Transfer
 from torpor.daemon.waking import Waking, Watch
 from torpor.errors import (
     BackendUnavailable,
@@ -31,8 +33,10 @@ from torpor.errors import (
     LaunchError,
     SandboxError,
     SandboxGone,
+    SnapshotUnusable,
 )
-from torpor.lifecycle import Status, run_to_end
+from torpor.golden.disk import size_bytes_of
+from torpor.lifecycle import Status, Target, run_to_end
 from torpor.snapshot.build import Snapshot
 from torpor.template import Template
 
@@ -78,6 +82,7 @@ class Sleeper:
         ):
             await self._save(kernel, handle, saving, memory)
         await run_to_end(self._let_go(kernel), within_s=_UNDO_S, name="let go")
+        self._parts.stores.news.set()
         log(
             "hibernated",
             generation=kernel.row.generation,
@@ -94,7 +99,7 @@ class Sleeper:
             others: as ``hibernate`` and ``wake``.
         """
         async with kernel.lock:
-            await self._parts.snapshots.require_free(kernel.row.kernel_id, name)
+            await self._require_free(kernel.row.kernel_id, name)
             await self.wake_locked(kernel)
             return await self._checkpoint(kernel, name)
 
@@ -110,6 +115,7 @@ class Sleeper:
             self._put(kernel, generation=snapshot.manifest.generation)
         await run_to_end(self._go_on(kernel, handle), within_s=_UNDO_S, name="go on")
         log("checkpoint", name=name, generation=snapshot.manifest.generation)
+        self._parts.stores.news.set()
         return snapshot
 
     @asynccontextmanager
@@ -117,26 +123,31 @@ class Sleeper:
         """Give a snapshot of a kernel as it is, which cannot go while the context lasts.
 
         Of one that sleeps it is the one it has; another one is made for this and removed again.
-        Raises as ``hibernate``.
+        Raises as ``hibernate`` and as ``Stores.at_hand``.
         """
         snapshots, kernel_id = self._parts.snapshots, kernel.row.kernel_id
         async with kernel.lock:
             if kernel.row.status is Status.ASLEEP:
-                snapshot = await snapshots.get(kernel_id, kernel.row.generation)
-                with snapshots.held(snapshot):
+                at_hand = self._parts.stores.at_hand(kernel_id, kernel.row.generation, keep=False)
+                async with at_hand as snapshot:
                     yield snapshot
                 return
             snapshot = await self._checkpoint(kernel, "")
+            passing = (kernel_id, snapshot.manifest.generation)
+            self._parts.stores.passing.add(passing)
         try:
             with snapshots.held(snapshot):
                 yield snapshot
         finally:
-            if kernel.row.status is Status.LIVE:
-                await run_to_end(
-                    snapshots.drop(kernel_id, snapshot.manifest.generation),
-                    within_s=_UNDO_S,
-                    name="drop",
-                )
+            try:
+                if kernel.row.status is Status.LIVE:
+                    await run_to_end(
+                        snapshots.drop(kernel_id, snapshot.manifest.generation),
+                        within_s=_UNDO_S,
+                        name="drop",
+                    )
+            finally:
+                self._parts.stores.passing.discard(passing)
 
     async def roll_back(self, kernel: Kernel, which: int | str) -> None:
         """Have a kernel be as it was in one of its snapshots. If that fails it sleeps, as it was.
@@ -145,17 +156,17 @@ class Sleeper:
 
         Raises:
             SnapshotUnusable: there is no such snapshot, or it cannot be used.
-            others: as ``hibernate`` and ``wake``.
+            others: as ``hibernate``, ``wake`` and ``Stores.at_hand``.
         """
-        async with kernel.lock:
-            target = await self._parts.snapshots.get(kernel.row.kernel_id, which)
+        at_hand = self._parts.stores.at_hand(kernel.row.kernel_id, which)
+        async with kernel.lock, at_hand as target:
             await self.hibernate_locked(kernel)
             present = kernel.row.generation
             await self._become(kernel, target.manifest.generation, target.manifest.memory)
             try:
                 await self._wake(kernel)
             except BaseException:
-                memory = await self._parts.snapshots.memory(kernel.row.kernel_id)
+                memory = await self._parts.snapshots.memory(kernel.row)
                 await run_to_end(
                     self._become(kernel, present, memory), within_s=_UNDO_S, name="as it was"
                 )
@@ -197,19 +208,28 @@ class Sleeper:
             self._put(kernel, tier_since=time.time())
             log("thawed")
         elif kernel.row.status is Status.ASLEEP:
+            if kernel.row.target is Target.ABSENT:  # it would only be waited for
+                raise SandboxGone(f"kernel {kernel.row.kernel_id} is being removed")
             await self._wake(kernel)
         kernel.notify()
 
     async def _wake(self, kernel: Kernel) -> None:
         started, slept_s = time.monotonic(), time.time() - kernel.row.tier_since
+        at_hand = self._parts.stores.at_hand(
+            kernel.row.kernel_id, kernel.row.generation, told=partial(_fetching, kernel)
+        )
         kernel.moving = "waking"
         kernel.notify()
         try:
-            async with self._turns:
-                await self._waking.wake(kernel, await self._template(kernel))
+            async with at_hand:  # a store may hang: that takes nobody's turn
+                kernel.moving = "waking"
+                kernel.notify()
+                async with self._turns:
+                    await self._waking.wake(kernel, await self._template(kernel))
         except BaseException as exc:
             reason = exc.message if isinstance(exc, SandboxError) else repr(exc)
             log("not woken", level=logging.ERROR, error=exc)
+            kernel.outlook = ""
             undo = self._waking.undo(kernel, f"the kernel could not be woken: {reason}")
             await run_to_end(undo, within_s=_UNDO_S, name="sleep on")
             raise
@@ -222,6 +242,7 @@ class Sleeper:
             seconds=round(time.monotonic() - started, 3),
             slept_s=round(slept_s, 1),
         )
+        self._parts.stores.news.set()
 
     # -- after a crash -------------------------------------------------------------------------
 
@@ -237,7 +258,7 @@ class Sleeper:
                         await self._resume(kernel, handle)
                     await self._go_on(kernel, handle)
                 elif kernel.row.status is Status.ASLEEP:
-                    memory = await self._parts.snapshots.memory(kernel.row.kernel_id)
+                    memory = await self._parts.snapshots.memory(kernel.row)
                     await self._tell("sleep", kernel, memory=memory)
 
     # -- inner ---------------------------------------------------------------------------------
@@ -332,6 +353,7 @@ class Sleeper:
         build = await parts.backend.build()
         saved = await saving.save()
         try:
+            await parts.stores.make_room(size_bytes_of(saved.folder))
             return await parts.snapshots.publish(
                 row,
                 saved,
@@ -370,8 +392,14 @@ class Sleeper:
             self._put(kernel, paused=False)
         await self._tell("release", kernel)
 
+    async def _require_free(self, kernel_id: str, name: str) -> None:
+        await self._parts.snapshots.require_free(kernel_id, name)
+        if self._parts.stores.has_name(kernel_id, name):
+            raise SnapshotUnusable(f"kernel {kernel_id} has a checkpoint {name!r} in the store")
+
     def _put(self, kernel: Kernel, **changes: Any) -> None:
         row = replace(kernel.row, **changes)
+        row = replace(row, highest=max(row.highest, row.generation))
         self._parts.registry.put_kernel(row)
         kernel.row = row
 
@@ -382,3 +410,9 @@ class Sleeper:
             await self._parts.bridge.call(op, kernel_id=kernel.row.kernel_id, **more)
         except (BridgeRefused, BackendUnavailable) as exc:
             log("bridge not told", level=logging.WARNING, error=exc, op=op)
+
+
+def _fetching(kernel: Kernel, transfer: Transfer) -> None:
+    """Say how far a fetch is; called from the thread that fetches."""
+    kernel.moving = "fetching"
+    kernel.outlook = f"asleep: its snapshot is fetched, {transfer.percent} %"

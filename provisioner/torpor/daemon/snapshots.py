@@ -24,6 +24,7 @@ from torpor.errors import Busy, SandboxError, SnapshotUnusable
 from torpor.golden import fingerprint
 from torpor.python_prefix import within
 from torpor.snapshot.build import Listed, Snapshot
+from torpor.snapshot.environment import Contents, changed, keep_digests, kept_digests
 from torpor.snapshot.manifest import Ancestor, SnapshotManifest, check_name
 from torpor.snapshot.mismatch import MachineFacts, mismatch
 from torpor.snapshot.store import SnapshotStore
@@ -40,6 +41,7 @@ class Snapshots:
 
     def __init__(self, store: SnapshotStore) -> None:
         self.store = store
+        self._contents = Contents()
 
     async def publish(
         self,
@@ -70,7 +72,11 @@ class Snapshots:
                 manifest = SnapshotManifest(
                     kernel_id=row.kernel_id,
                     name=name,
-                    generation=self.store.next_generation(row.kernel_id),
+                    generation=max(
+                        self.store.next_generation(row.kernel_id),
+                        row.generation + 1,
+                        row.highest + 1,
+                    ),
                     parent=Ancestor(row.kernel_id, row.generation) if row.generation else None,
                     created_at=datetime.now(UTC).isoformat(),
                     owner_uid=os.geteuid(),
@@ -109,22 +115,13 @@ class Snapshots:
             if snapshot is None:
                 raise SnapshotUnusable(f"generation {row.generation} of its snapshot is gone")
             manifest = snapshot.manifest
-            if why := mismatch(manifest, _facts(snapshot, template, build)):
+            if why := mismatch(manifest, self._facts(snapshot, template, build)):
                 raise SnapshotUnusable(why)
             if why := self.store.verify(snapshot):
                 raise SnapshotUnusable(f"its snapshot is damaged: {why}")
             return snapshot
 
         return await asyncio.to_thread(work)
-
-    async def get(self, kernel_id: str, which: int | str) -> Snapshot:
-        """Give a snapshot by generation or name. Raises SnapshotUnusable: there is none."""
-        found = await asyncio.to_thread(self.store.get, kernel_id, which)
-        if found is None:
-            raise SnapshotUnusable(
-                f"kernel {kernel_id} has no snapshot {which!r}", hint="see: torpor snapshots"
-            )
-        return found
 
     async def copy(self, snapshot: Snapshot, kernel_id: str) -> Snapshot:
         """Make a copy the first snapshot of another kernel. Raises NoRoom, OSError; all or nothing."""
@@ -134,6 +131,7 @@ class Snapshots:
             try:
                 for path in snapshot.image.iterdir():
                     shutil.copyfile(path, draft / "image" / path.name, follow_symlinks=False)
+                keep_digests(draft, kept_digests(snapshot.folder) or {})
                 manifest = snapshot.manifest
                 copied = replace(
                     manifest,
@@ -175,10 +173,13 @@ class Snapshots:
         except (SandboxError, OSError) as exc:
             log("old snapshots stay", level=logging.WARNING, error=exc)
 
-    async def memory(self, kernel_id: str) -> Mapping[str, Any]:
-        """Give what the bridge knew of a sleeping kernel; nothing when that cannot be read."""
+    async def memory(self, row: KernelRow) -> Mapping[str, Any]:
+        """Give what the bridge knew of a sleeping kernel; nothing when that cannot be read here.
+
+        Then the bridge's own record decides, and without one the guest's.
+        """
         try:
-            snapshot = await asyncio.to_thread(self.store.latest, kernel_id)
+            snapshot = await asyncio.to_thread(self.store.get, row.kernel_id, row.generation)
         except (SandboxError, OSError):
             return {}
         return snapshot.manifest.memory if snapshot is not None else {}
@@ -212,6 +213,23 @@ class Snapshots:
         for folder, why in found.unusable:
             log("snapshot unusable", level=logging.WARNING, path=folder, reason=why)
 
+    def _facts(self, snapshot: Snapshot, template: Template | None, build: Build) -> MachineFacts:
+        manifest = snapshot.manifest
+        workspace = manifest.workspace
+        there = workspace is None or os.path.isdir(workspace)
+        shape = (snapshot.image / "shape.json").read_bytes()
+        return MachineFacts(
+            owner_uid=os.geteuid(),
+            runsc_build=build.runtime,
+            cpu_features=frozenset(build.processor),
+            template_digest=None if template is None else template_digest(template),
+            plan_digest=hashlib.sha256(shape).hexdigest(),
+            environment_change=changed(
+                manifest.environment, kept_digests(snapshot.folder) or {}, self._contents.of
+            ),
+            workspace_mode=manifest.workspace_mode if there else None,
+        )
+
 
 def template_digest(template: Template) -> str:
     """Give a digest of what of a template is in its sandboxes for good."""
@@ -221,19 +239,3 @@ def template_digest(template: Template) -> str:
         if each.name not in _NOT_OF_THE_SANDBOX and not each.name.startswith(_PREFIXES)
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
-
-
-def _facts(snapshot: Snapshot, template: Template | None, build: Build) -> MachineFacts:
-    manifest = snapshot.manifest
-    workspace = manifest.workspace
-    there = workspace is None or os.path.isdir(workspace)
-    shape = (snapshot.image / "shape.json").read_bytes()
-    return MachineFacts(
-        owner_uid=os.geteuid(),
-        runsc_build=build.runtime,
-        cpu_features=frozenset(build.processor),
-        template_digest=None if template is None else template_digest(template),
-        plan_digest=hashlib.sha256(shape).hexdigest(),
-        environment_change=fingerprint.changed(manifest.environment),
-        workspace_mode=manifest.workspace_mode if there else None,
-    )

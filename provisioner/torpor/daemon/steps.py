@@ -62,7 +62,9 @@ class Steps:
         for sandbox in registry.sandboxes_of(row.kernel_id):
             await self._free(sandbox.sandbox_id)
         await self._parts.free_endpoints(row)
+        await self._parts.stores.release(row.kernel_id)
         await self._parts.snapshots.forget(row.kernel_id)
+        self._parts.stores.leave(row.kernel_id)
         registry.drop_kernel(row.kernel_id)
         log("removed")
 
@@ -112,7 +114,7 @@ class Steps:
         if row.status is Status.ASLEEP:
             more: dict[str, Any] = {
                 "asleep": True,
-                "memory": await parts.snapshots.memory(row.kernel_id),
+                "memory": await parts.snapshots.memory(row),
             }
         else:
             sandbox = parts.registry.sandboxes[row.sandbox_id or ""]

@@ -233,6 +233,7 @@ class Supervisor:
         kernel.row = replace(kernel.row, target=Target.ABSENT)
         if kernel_id in self._parts.registry.kernels:
             self._parts.registry.put_kernel(kernel.row)
+        await self._parts.stores.release(kernel_id)  # a wake may wait for a store that hangs
         await self._settling.now(kernel)
         if self.kernels.get(kernel_id) is kernel:
             raise BackendUnavailable(

@@ -31,9 +31,12 @@ WORKSPACE_AT = "/run/torpor/workspace"
 BUNDLE = "/bundle"
 IMAGE = "/image"
 SAVE = "/save"
-_LOG = "/log"
+LOG = "/log"
 _STATE = "/run/runsc"
 _RUNSC = "/runsc"
+RUNSC_AT = f"{_RUNSC}/runsc"
+SIDECARS_AT = f"{_RUNSC}/gvisor-bin"
+CONFIG = f"{BUNDLE}/config.json"
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _COVERED = (HOME, "/tmp", "/var/tmp", "/dev", "/proc", "/sys")
 OOM_SCORE_ADJ = 300
@@ -127,7 +130,7 @@ def launch_plan(
         *({"do": "point", "at": ROOTFS + each.at} for each in mounts),
         *_own_place(workspace, image),
         *_mount_sources(mounts, workspace),
-        _file(f"{BUNDLE}/config.json", json.dumps(config), 0o400),
+        _file(CONFIG, json.dumps(config), 0o400),
     ]
     shown = workspace is not None or image is not None
     overlay = shown and template.workspace is WorkspaceMode.OVERLAY
@@ -168,10 +171,10 @@ def checkpoint_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
 def _runsc_flags(overlay_bytes: int | None) -> list[str]:
     overlay = "none" if overlay_bytes is None else f"all:memory,size={overlay_bytes}"
     return [
-        f"{_RUNSC}/runsc",
+        RUNSC_AT,
         f"--root={_STATE}",
-        f"--log={_LOG}/runsc.log",
-        f"--panic-log={_LOG}/panic.log",
+        f"--log={LOG}/runsc.log",
+        f"--panic-log={LOG}/panic.log",
         "--platform=systrap",
         "--network=none",
         # The launcher has already put it into cgroups and an empty network namespace.
@@ -238,9 +241,9 @@ def _base_tree(machine: Machine, log: str) -> list[dict[str, Any]]:
         {"do": "tmpfs", "at": _STATE, "options": "mode=0700,size=4m", "mine": True},
         # Where gVisor builds the empty root of its own process.
         {"do": "tmpfs", "at": "/tmp", "options": "mode=0700,size=4m", "mine": True},
-        bind(machine.runsc, f"{_RUNSC}/runsc", as_owner=True),
-        *([bind(sidecars, f"{_RUNSC}/gvisor-bin", as_owner=True)] if sidecars else []),
-        bind(log, _LOG, read_only=False),
+        bind(machine.runsc, RUNSC_AT, as_owner=True),
+        *([bind(sidecars, SIDECARS_AT, as_owner=True)] if sidecars else []),
+        bind(log, LOG, read_only=False),
     ]
 
 

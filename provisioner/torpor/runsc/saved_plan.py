@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torpor.runsc.oci import ROOTFS
-from torpor.runsc.plan import BOOT_FILE, BUNDLE, IMAGE, SAVE, bind
+from torpor.runsc.plan import (
+    BOOT_FILE,
+    BUNDLE,
+    CONFIG,
+    IMAGE,
+    LOG,
+    RUNSC_AT,
+    SAVE,
+    SIDECARS_AT,
+    Machine,
+    bind,
+)
 
 
 def save_argvs(argv: Sequence[str], name: str) -> tuple[list[str], list[str], list[str]]:
@@ -24,17 +37,26 @@ def save_argvs(argv: Sequence[str], name: str) -> tuple[list[str], list[str], li
 
 
 def restored_plan(
-    plan: Mapping[str, Any], *, sandbox_id: str, directory: str, image: str, ahead: bool = False
+    plan: Mapping[str, Any],
+    *,
+    sandbox_id: str,
+    directory: str,
+    image: str,
+    ours: Mapping[str, str] = MappingProxyType({}),
+    ahead: bool = False,
 ) -> dict[str, Any]:
     """Give the plan of a sandbox restored from ``image`` that was saved under ``plan``.
 
-    Everything that it sees is as it was; only its own folder on the host and its id are new. One
-    that is made ``ahead`` is created at once and restored when it is told to go.
+    Everything that it sees is as it was; only its own folder on the host and its id are new, and
+    what is Torpor's own: ``ours`` says by place where that is on this machine. One that is
+    made ``ahead`` is created at once and restored when it is told to go.
     """
     old = str(plan["build_at"]).removesuffix("/root")
     own = {f"{old}/log": f"{directory}/log", f"{old}/save": f"{directory}/save"}
     tree = [
-        {**entry, "from": own.get(entry["from"], entry["from"])} if entry["do"] == "bind" else entry
+        {**entry, "from": ours.get(entry["at"], own.get(entry["from"], entry["from"]))}
+        if entry["do"] == "bind"
+        else entry
         for entry in plan["tree"]
         if entry["at"] != IMAGE
     ]
@@ -52,6 +74,44 @@ def restored_plan(
         "argv": [*flags, *restore],
         "env": {**plan["env"], "TORPOR_SANDBOX": directory},
     }
+
+
+def own_places(machine: Machine, guest: Mapping[str, str]) -> dict[str, str]:
+    """Give by place in a plan's tree where runsc and the guest's code are on this machine."""
+    sidecars = {SIDECARS_AT: machine.runsc_sidecars} if machine.runsc_sidecars else {}
+    return {
+        RUNSC_AT: machine.runsc,
+        **sidecars,
+        **{ROOTFS + at: folder for at, folder in guest.items()},
+    }
+
+
+def needed_paths(plan: Mapping[str, Any]) -> list[str]:
+    """Give the paths of this machine without which ``plan`` cannot be carried out."""
+    return [
+        entry["from"]
+        for entry in plan["tree"]
+        if entry["do"] == "bind" and not entry.get("optional") and not entry.get("device")
+    ]
+
+
+def written_paths(plan: Mapping[str, Any]) -> set[str]:
+    """Give the paths of this machine that the sandbox can write to, but its own folder's."""
+    return {
+        entry["from"]
+        for entry in plan["tree"]
+        if entry["do"] == "bind"
+        and not entry["read_only"]
+        and not entry.get("device")
+        and entry["at"] not in (LOG, SAVE)
+    }
+
+
+def covered_places(plan: Mapping[str, Any]) -> set[str]:
+    """Give the places of the sandbox that show nothing of the host: folders that are kept from it."""
+    config = next(entry["text"] for entry in plan["tree"] if entry["at"] == CONFIG)
+    mounts = json.loads(config)["mounts"]
+    return {mount["destination"] for mount in mounts if mount["type"] == "tmpfs"}
 
 
 def without_secrets(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,6 +160,10 @@ class SnapshotStore:
         """Give why a snapshot of so many bytes does not fit, in words; None when it does."""
         return self._room.lacking(bytes_needed)
 
+    def lacking(self, size_bytes: int) -> str | None:
+        """Give why what takes so much on this disk already cannot be kept; None when it can."""
+        return self._room.over_budget(size_bytes) or self._room.lacking(0)
+
     def used_bytes(self) -> int:
         """Give what is on disk, drafts and unusable snapshots included."""
         return self._room.used_bytes()

@@ -9,6 +9,7 @@ from torpor.daemon.parts import Parts
 from torpor.daemon.registry import Registry
 from torpor.daemon.settling import Settling
 from torpor.daemon.snapshots import Snapshots
+from torpor.daemon.stores import Stores
 from torpor.daemon.supervisor import Supervisor
 from torpor.errors import LaunchError
 from torpor.paths import private_folder
@@ -49,7 +50,8 @@ async def daemon(home, backend, stuck=""):
     keeper.stuck = stuck
     await keeper.start()
     snapshots = Snapshots(SnapshotStore(home.paths.snapshots, GIB))
-    parts = Parts(home.paths, registry, backend, keeper, snapshots)
+    stores = Stores(lambda: None, snapshots.store)
+    parts = Parts(home.paths, registry, backend, keeper, snapshots, stores)
     settling = Settling(parts)
 
     async def template(name):

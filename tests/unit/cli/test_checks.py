@@ -16,10 +16,14 @@ from torpor.cli.checks.host import (
     namespace_fix,
 )
 from torpor.cli.checks.runsc import check_runsc, check_sandbox
+from torpor.cli.checks.store import check_store
 from torpor.cli.doctor import _text, _verdict
+from torpor.config import Settings
 from torpor.paths import Paths, resolve_paths
 from torpor.runsc.smoke import smoke_argv
 from torpor.runsc.version import Runsc
+from torpor.snapshot.remote.configured import parse_store
+from torpor.template import Template
 
 GIB = 1 << 30
 
@@ -148,3 +152,28 @@ def test_text_and_verdict() -> None:
     assert _verdict([good]).strip() == "all is well"
     assert "1 to fix" in _verdict([good, bad])
     assert "1 could be better" in _verdict([Check("c", State.WARN, "so", "so")])
+
+
+def test_no_store_is_fine() -> None:
+    assert check_store(None).state is State.OK
+    assert "none configured" in check_store(Settings({"default": Template()})).found
+
+
+def test_a_store_that_can_be_used_and_one_that_cannot(tmp_path: Path) -> None:
+    there = parse_store({"url": f"file://{tmp_path}/s"})
+    found = check_store(Settings({}, store=there))
+    assert found == Check(
+        "snapshot store",
+        State.OK,
+        f"file://{tmp_path}/s, writable, not encrypted, local: keep",
+    )
+    assert list((tmp_path / "s").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for body, said in (
+        ({"url": f"file://{tmp_path}/file/s"}, "failed 1 times at writing"),
+        ({"url": f"file://{tmp_path}/s", "key_file": "/no/key"}, "cannot be read"),
+        ({"url": "nosuchthing://x"}, "nosuchthing"),
+    ):
+        found = check_store(Settings({}, store=parse_store(body)))
+        assert (found.state, said in found.found) == (State.WARN, True), found
+        assert found.fix

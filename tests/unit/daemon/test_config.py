@@ -26,6 +26,16 @@ def test_nothing_configured(paths):
     assert settings.runsc_path is None
 
 
+def test_a_store(paths):
+    assert load_settings(paths, {}).store is None
+    write(
+        paths, "c.Torpor.store = {'url': 's3://b/x', 'local': 'drop', 'options': {'secret': 'S'}}"
+    )
+    settings = load_settings(paths, {})
+    assert (settings.store.remote.url, settings.store.local) == ("s3://b/x", "drop")
+    assert "'S'" not in repr(settings)
+
+
 def test_python_and_json_files_count_both(paths):
     write(
         paths,
@@ -55,6 +65,8 @@ c.TorporDaemon.concurrent_starts = 7
         ("this is no Python (", "SyntaxError"),
         ("raise RuntimeError('my own')", "my own"),
         ("c.Torpor.templats = {}", "templats"),
+        ("c.Torpor.store = {'url': 'x'}", "c.Torpor.store: 'x' is not the URL"),
+        ("c.Torpor.store = 's3://b/x'", "store"),
         ("c.Torpor.templates = {'a': {'memory': 1}}", "memory"),
         ("c.Torpor.templates = {'a': 7}", "dictionary"),
         ("c.Torpor.templates = {'a': {'pids': 'x'}}", "wrong kind"),

@@ -6,7 +6,16 @@ import json
 from typing import Any
 
 import pytest
-from torpor.runsc.saved_plan import restored_plan, save_argvs, without_secrets
+from torpor.runsc.plan import Machine
+from torpor.runsc.saved_plan import (
+    covered_places,
+    needed_paths,
+    own_places,
+    restored_plan,
+    save_argvs,
+    without_secrets,
+    written_paths,
+)
 from torpor.template import WorkspaceMode
 
 from tests.unit.runsc.test_plan import _plan
@@ -85,3 +94,51 @@ def test_twice_restored_is_as_once(plan: dict[str, Any]) -> None:
         without_secrets(once), sandbox_id="s2", directory="/state/k/s2", image="/state/snap/image"
     )
     assert twice == once
+
+
+def test_on_another_machine_torpors_own_files_are_where_they_are_there(
+    plan: dict[str, Any],
+) -> None:
+    machine = Machine(runsc="/other/runsc", runsc_sidecars=None, cpus=1, memory_is_capped=True)
+    guest = {"/opt/torpor/torpor_guest": "/other/guest", "/nowhere": "/other/nowhere"}
+    moved = restored_plan(
+        without_secrets(plan),
+        sandbox_id="s2",
+        directory="/state/k/s2",
+        image="/image",
+        ours=own_places(machine, guest),
+    )
+    before = {each["at"]: each["from"] for each in restored(plan)["tree"] if each["do"] == "bind"}
+    after = {each["at"]: each["from"] for each in moved["tree"] if each["do"] == "bind"}
+    before.pop("/image"), after.pop("/image")
+    assert after.keys() == before.keys()
+    changed = {at: after[at] for at in after if after[at] != before[at]}
+    assert changed.pop("/runsc/runsc") == "/other/runsc"
+    assert set(changed) <= {"/rootfs/opt/torpor/torpor_guest"}
+    assert set(changed.values()) <= {"/other/guest"}
+
+
+def test_what_a_machine_must_have(plan: dict[str, Any]) -> None:
+    needed = needed_paths(plan)
+    assert "/state/k/s1/log" in needed
+    assert not [each for each in needed if each.startswith("/dev/")]
+    optional = {each["from"] for each in plan["tree"] if each.get("optional")}
+    assert optional
+    assert not optional & set(needed)
+
+
+def test_places_that_show_nothing_of_the_host(plan: dict[str, Any]) -> None:
+    assert "/tmp" in covered_places(plan)
+    config = next(each for each in plan["tree"] if each["at"] == "/bundle/config.json")
+    mounts = json.loads(config["text"])["mounts"]
+    bound = {each["destination"] for each in mounts if each["type"] != "tmpfs"}
+    assert not covered_places(plan) & bound
+
+
+@pytest.mark.parametrize("mode", list(WorkspaceMode))
+def test_what_a_sandbox_can_write_to(mode: WorkspaceMode) -> None:
+    plan = _plan(mode)
+    expected = {"/work"} if mode is WorkspaceMode.READ_WRITE else set()
+    assert written_paths(plan) == expected
+    plan["tree"].append({"do": "bind", "from": "/root", "at": "/m/x", "read_only": False})
+    assert written_paths(plan) == expected | {"/root"}

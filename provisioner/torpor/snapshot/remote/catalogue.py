@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,6 +42,7 @@ class Whole:
     manifest: SnapshotManifest
     table: Table
     seal: Seal
+    environment: Mapping[str, str]
 
     @property
     def stored(self) -> Stored:
@@ -130,13 +131,13 @@ class Catalogue:
         _require_identity(header, kernel_id, generation, where)
         seal = seal_of(header, self.key)
         try:
-            text, table = parse_body(seal.open_manifest(closed, head))
-            manifest = parse_snapshot(text, owner_uid=os.geteuid())
-            check_table(table, manifest.files, header.chunk_bytes)
+            body = parse_body(seal.open_manifest(closed, head))
+            manifest = parse_snapshot(body.manifest, owner_uid=os.geteuid())
+            check_table(body.table, manifest.files, header.chunk_bytes)
         except (ValueError, RecursionError) as exc:
             raise damaged(f"{where} is damaged: {exc}") from exc
         _require_identity(manifest, kernel_id, generation, where)
-        return Whole(header, manifest, table, seal)
+        return Whole(header, manifest, body.table, seal, body.environment)
 
     def uploads(self, kernel_id: str, generation: int) -> dict[str, Header | None]:
         """Give the uploads of a generation by name, whole or not; None without a usable header."""
@@ -156,6 +157,10 @@ class Catalogue:
             ):
                 found[upload] = header
         return found
+
+    def look_at(self, kernel_id: str) -> RemoteLook:
+        """Give all there is of one kernel."""
+        return self._look(kernel_id, {})
 
     def look(self, known: Known, threads: int) -> RemoteLook:
         """Give all there is. What is in ``known`` and has not changed is not read again."""

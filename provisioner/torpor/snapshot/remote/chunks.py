@@ -3,9 +3,10 @@
 What is sealed in the object ``manifest`` is zstd of one JSON object::
 
     {"manifest": "<manifest.json as it was on disk>",
-     "chunks": {"pages.img": [["<mark>", <bytes in the store>], null, ...], ...}}
+     "chunks": {"pages.img": [["<mark>", <bytes in the store>], null, ...], ...},
+     "environment": {"/usr/lib/...": "<sha256>", ...}}
 
-null is a chunk of zeros: it is not stored.
+null is a chunk of zeros: it is not stored. For ``environment`` see torpor.snapshot.environment.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torpor.golden.manifest import ImageFile
 from torpor.snapshot.build import MANIFEST_LIMIT_BYTES
+from torpor.snapshot.environment import parse_digests
 from torpor.snapshot.remote.extra import stores_extra
 from torpor.snapshot.remote.seal import Place
 
@@ -80,17 +82,31 @@ def unpack(packed: bytes, size_bytes: int) -> bytes:
     return raw
 
 
-def body_bytes(manifest: bytes, table: Table) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What is sealed: the manifest, its chunks, and digests of what is mapped into the kernel."""
+
+    manifest: bytes
+    table: Table
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def body_bytes(body: Body) -> bytes:
     """Give what is to be sealed in the object ``manifest``."""
     chunks = {
         name: [each and [each.mark, each.stored_bytes] for each in row]
-        for name, row in table.items()
+        for name, row in body.table.items()
     }
-    return pack(json.dumps({"manifest": manifest.decode("ascii"), "chunks": chunks}).encode())
+    whole = {
+        "manifest": body.manifest.decode("ascii"),
+        "chunks": chunks,
+        "environment": dict(body.environment),
+    }
+    return pack(json.dumps(whole).encode())
 
 
-def parse_body(packed: bytes) -> tuple[bytes, dict[str, list[Chunk | None]]]:
-    """Give manifest and chunks. Raises ValueError when it is not what ``body_bytes`` gave."""
+def parse_body(packed: bytes) -> Body:
+    """Read what ``body_bytes`` gave. Raises ValueError for anything else."""
     size_bytes = _frame_bytes(packed)
     if not 0 <= size_bytes <= _BODY_LIMIT_BYTES:
         raise ValueError("it is too large")
@@ -101,7 +117,8 @@ def parse_body(packed: bytes) -> tuple[bytes, dict[str, list[Chunk | None]]]:
     if not isinstance(rows, dict) or not all(isinstance(row, list) for row in rows.values()):
         raise ValueError("there are no chunks in it")
     table = {name: [_chunk(each) for each in row] for name, row in rows.items()}
-    return body["manifest"].encode(), table
+    environment = parse_digests(body.get("environment", {}))
+    return Body(body["manifest"].encode(), table, environment)
 
 
 def check_table(table: Table, files: Mapping[str, ImageFile], chunk_bytes: int) -> None:

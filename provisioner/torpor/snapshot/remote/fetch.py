@@ -14,6 +14,7 @@ from pathlib import Path
 from torpor.golden.build import IMAGE
 from torpor.golden.disk import open_plain
 from torpor.snapshot.build import Snapshot
+from torpor.snapshot.environment import keep_digests
 from torpor.snapshot.errors import NoRoom, SnapshotUnusable
 from torpor.snapshot.manifest import SnapshotManifest, snapshot_bytes
 from torpor.snapshot.remote.catalogue import Whole, upload_name
@@ -44,6 +45,7 @@ class Fetch:
             draft = self.local.draft(manifest.size_bytes + len(snapshot_bytes(manifest)))
             undo.callback(self.local.discard, draft)
             self._fill(draft / IMAGE)
+            keep_digests(draft, self.whole.environment)
             self.objects.stop.check()
             try:
                 return self.local.adopt(draft, manifest)

@@ -11,6 +11,7 @@ from itertools import groupby
 
 from torpor.golden.disk import open_plain
 from torpor.snapshot.build import Snapshot
+from torpor.snapshot.environment import ContentOf, take_digests
 from torpor.snapshot.errors import SnapshotUnusable, StoreUnavailable, as_unusable
 from torpor.snapshot.manifest import SnapshotManifest, snapshot_bytes
 from torpor.snapshot.remote.catalogue import (
@@ -24,6 +25,7 @@ from torpor.snapshot.remote.catalogue import (
     upload_name,
 )
 from torpor.snapshot.remote.chunks import (
+    Body,
     Chunk,
     body_bytes,
     chunk_name,
@@ -49,6 +51,7 @@ class Push:
     chunk_bytes: int
     threads: int
     now_s: float
+    content_of: ContentOf
     progress: Callable[[Progress], None] | None = None
     _there: dict[tuple[int, int, str], Chunk] = field(default_factory=dict)
 
@@ -65,7 +68,9 @@ class Push:
         if other := self.catalogue.whole(manifest.kernel_id, manifest.generation):
             return _same(other, manifest)  # our upload may be somebody else's, too: see sweep.py
         head = header.encoded()
-        body = seal.close_manifest(body_bytes(snapshot_bytes(manifest), table), head)
+        environment = take_digests(self.snapshot, self.content_of)
+        whole = Body(snapshot_bytes(manifest), table, environment)
+        body = seal.close_manifest(body_bytes(whole), head)
         folder = folder_name(manifest.kernel_id, manifest.generation)
         self._objects.write(f"{folder}/{MANIFEST}", head + body)
         return stored(manifest, table)

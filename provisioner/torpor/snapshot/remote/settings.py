@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torpor.errors import ConfigError
+from torpor.snapshot.remote.calls import Patience
 from torpor.snapshot.remote.keys import KeyCommand, KeyFile, KeySource
 from torpor.snapshot.remote.retention import RetentionPolicy
 
@@ -76,14 +77,19 @@ class RemoteSettings:
         return KeyCommand(self.key_command) if self.key_command else None
 
 
-def open_store(settings: RemoteSettings) -> RemoteStore:
+def open_store(settings: RemoteSettings, patience: Patience | None = None) -> RemoteStore:
     """Give the store of ``settings``; nothing is read or written before it is used.
 
     Raises ConfigError when the extra ``stores``, or what that kind of URL needs, is not installed.
     """
     from torpor.snapshot.remote.store import RemoteStore
 
-    return RemoteStore(settings.url, options=settings.options, key_source=settings.key_source)
+    return RemoteStore(
+        settings.url,
+        options=settings.options,
+        key_source=settings.key_source,
+        patience=patience,
+    )
 
 
 def _check_url(url: object) -> None:

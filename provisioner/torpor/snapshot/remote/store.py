@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from torpor.errors import ConfigError
 from torpor.golden.build import hold_build
 from torpor.snapshot.build import Snapshot
+from torpor.snapshot.environment import Contents
 from torpor.snapshot.errors import SnapshotUnusable, StoreUnavailable, as_unusable
 from torpor.snapshot.manifest import SnapshotManifest, check_generation, check_kernel_id
 from torpor.snapshot.remote.calls import Calls, Patience
@@ -72,6 +74,7 @@ class RemoteStore:
         self._chunk_bytes = check_chunk_bytes(chunk_bytes)
         self._threads = threads
         self._clock = clock
+        self._contents = Contents()
         self._known: Known = {}
         self._lock = threading.Lock()
 
@@ -101,6 +104,7 @@ class RemoteStore:
             self._chunk_bytes,
             self._threads,
             self._clock(),
+            self._contents.of,
             progress,
         )
         with as_unusable("look for the snapshot again"):
@@ -138,27 +142,58 @@ class RemoteStore:
             )
         return Fetch(catalogue.objects, whole, local, self._threads, progress).run()
 
-    def manifest(self, kernel_id: str, generation: int) -> SnapshotManifest | None:
+    @property
+    def shown(self) -> str:
+        """The URL for people, without anything secret."""
+        return self._objects.shown
+
+    def manifest(
+        self, kernel_id: str, generation: int, *, cancelled: Callable[[], bool] = never
+    ) -> SnapshotManifest | None:
         """Give the manifest of a snapshot; None when there is none. Raises as ``fetch``."""
         check_kernel_id(kernel_id)
-        whole = self._catalogue().whole(kernel_id, check_generation(generation))
+        whole = self._catalogue(cancelled).whole(kernel_id, check_generation(generation))
         return whole.manifest if whole else None
 
     def list(self) -> tuple[Stored, ...]:
         """Give all that is whole and usable, by kernel and generation."""
         return self.look().stored
 
-    def look(self, *, cancelled: Callable[[], bool] = never) -> RemoteLook:
-        """Give all that is whole, what cannot be used among it with the reason."""
+    def look(
+        self, kernel_id: str | None = None, *, cancelled: Callable[[], bool] = never
+    ) -> RemoteLook:
+        """Give all that is whole (of one kernel), what cannot be used among it with the reason."""
+        if kernel_id is not None:
+            return self._catalogue(cancelled).look_at(check_kernel_id(kernel_id))
         with self._lock:
             return self._catalogue(cancelled).look(self._known, self._threads)
 
-    def drop(self, kernel_id: str, generation: int | None = None) -> tuple[int, ...]:
+    def forget(self, kernel_id: str, *, cancelled: Callable[[], bool] = never) -> tuple[int, ...]:
+        """Remove what a kernel that is no more had, half-done uploads too; give the generations.
+
+        Named checkpoints stay, and what is unusable: it may have a name. Twice is fine.
+        """
+        look = self.look(kernel_id, cancelled=cancelled)
+        stay = {each.generation for each in look.stored if each.name}
+        stay |= {generation for _, generation, _ in look.unusable}
+        there = self._catalogue(cancelled, keyless=True).generations(kernel_id)
+        gone = tuple(each for each in there if each not in stay)
+        for each in gone:
+            self.drop(kernel_id, each, cancelled=cancelled)
+        return gone
+
+    def drop(
+        self,
+        kernel_id: str,
+        generation: int | None = None,
+        *,
+        cancelled: Callable[[], bool] = never,
+    ) -> tuple[int, ...]:
         """Remove one generation of a kernel, or all, be they named, damaged or not whole.
 
         Give which there were; none is fine. One that is half removed is not whole.
         """
-        catalogue = self._catalogue(keyless=True)
+        catalogue = self._catalogue(cancelled, keyless=True)
         there = catalogue.generations(check_kernel_id(kernel_id))
         wanted = tuple(each for each in there if generation is None or each == generation)
         for each in wanted:
@@ -183,9 +218,28 @@ class RemoteStore:
             self.look(cancelled=cancelled).stored, policy, now_s=self._clock(), protect=protect
         )
         for each in gone:
-            self.drop(each.kernel_id, each.generation)
+            self.drop(each.kernel_id, each.generation, cancelled=cancelled)
         sweep(self._catalogue(cancelled, keyless=True), before_s=self._clock() - abandoned_s)
         return gone
+
+    def probe(self) -> None:
+        """Read the key, if there is one; write an object, read it back, and remove it.
+
+        Raises StoreUnavailable also when what is read is not what was written.
+        """
+        if self._key_source:
+            self._key_source.key()
+        objects = self._catalogue(keyless=True).objects
+        name, content = f"probe-{secrets.token_hex(8)}", secrets.token_bytes(32)
+        try:
+            objects.write(name, content)
+            if objects.read(name, len(content) + 1) != content:
+                raise StoreUnavailable(
+                    f"the store {self.shown} gives back something else than was written",
+                    hint="nothing else may write below that URL",
+                )
+        finally:
+            objects.remove(name)
 
     def _catalogue(
         self, cancelled: Callable[[], bool] = never, *, keyless: bool = False

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torpor.golden.manifest import ImageFile
 from torpor.snapshot.errors import TransferCancelled
 from torpor.snapshot.remote.chunks import (
+    Body,
     Chunk,
     body_bytes,
     check_table,
@@ -62,7 +63,9 @@ def test_packed(raw: bytes) -> None:
 
 def test_a_table_there_and_back() -> None:
     table = {"a": [Chunk("ab" * 16, 1), None], "b": [None] * 3, "c": []}
-    assert parse_body(body_bytes(b"{}", table)) == (b"{}", table)
+    body = Body(b"{}", table, {"/usr/lib/libc.so": "a" * 64})
+    assert parse_body(body_bytes(body)) == body
+    assert parse_body(pack(b'{"manifest": "{}", "chunks": {}}')) == Body(b"{}", {})
     check_table(table, FILES, 4)
     for wrong in ({"a": table["a"]}, table | {"d": []}, table | {"c": [None]}, table | {"b": []}):
         with pytest.raises(ValueError, match="not those of its files"):

@@ -1,0 +1,384 @@
+"""What goes to a store, what comes back and what leaves it; in memory, on a store of fsspec's."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torpor.api import CHANNELS, Endpoints
+from torpor.daemon.kernel import Kernel
+from torpor.daemon.records import KernelRow
+from torpor.daemon.stores import Stores
+from torpor.daemon.tasks import Tasks
+from torpor.daemon.threads import in_thread
+from torpor.daemon.tiering import Tiering
+from torpor.errors import Busy, ConfigError, SnapshotUnusable, TransferCancelled
+from torpor.lifecycle import Status, Target
+from torpor.snapshot.build import Snapshot
+from torpor.snapshot.remote.configured import StoreSettings, parse_store
+from torpor.snapshot.remote.store import RemoteStore
+from torpor.snapshot.remote.transfer import Progress
+from torpor.snapshot.store import SnapshotStore
+
+from tests.unit.snapshot.making import KERNEL, OTHER, publish
+
+MIB = 1 << 20
+
+
+class World:
+    """One daemon's worth of it, without a daemon."""
+
+    def __init__(self, tmp_path: Path, **more: Any) -> None:
+        self.url = f"memory://{secrets.token_hex(8)}"
+        self.configured: StoreSettings | None = parse_store({"url": self.url} | more)
+        self.local = SnapshotStore(tmp_path / "local", 100 * MIB)
+        self.stores = Stores(lambda: self.configured, self.local)
+        self.kernels: dict[str, Kernel] = {}
+        self.tasks = Tasks()
+        self.tiering = Tiering(self.stores, self.kernels, self.tasks)
+
+    @property
+    def remote(self) -> RemoteStore:
+        return RemoteStore(self.url)
+
+    def kernel(self, status: Status, generation: int, kernel_id: str = KERNEL) -> Kernel:
+        kernel = self.kernels[kernel_id] = Kernel(
+            KernelRow(
+                kernel_id=kernel_id,
+                kernel_name="python3",
+                template="default",
+                status=status,
+                target=Target.PRESENT,
+                client=Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), "k"),
+                created_at="2026-01-02T03:04:05+00:00",
+                guest_key="g",
+                generation=generation,
+                tier_since=time.time(),
+            )
+        )
+        return kernel
+
+    def stored(self) -> list[tuple[str, int]]:
+        return [(row.kernel_id, row.generation) for row in self.remote.list()]
+
+    def here(self) -> list[tuple[str, int]]:
+        return [(each.kernel_id, each.generation) for each in self.local.list()]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.tiering.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            await self.tasks.aclose()
+
+
+async def until(reached: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_what_a_kernel_sleeps_in_is_sent_and_what_has_a_name(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    publish(world.local)
+    publish(world.local, name="before")
+    publish(world.local)
+    publish(world.local, kernel_id=OTHER)
+    world.kernel(Status.ASLEEP, 3)
+    world.kernel(Status.LIVE, 1, OTHER)
+    async with world.running():
+        await until(lambda: world.stored() == [(KERNEL, 2), (KERNEL, 3)])
+        await asyncio.sleep(0.1)
+    assert world.stored() == [(KERNEL, 2), (KERNEL, 3)]
+    assert len(world.here()) == 4, "nothing goes that is to be kept"
+
+
+async def test_dropped_only_when_the_store_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.daemon.tiering._FIRST_PAUSE_S", 0.1)
+    world = World(tmp_path, local="drop")
+    world.configured, right = (
+        parse_store({"url": "nosuchthing://x", "local": "drop"}),
+        (world.configured),
+    )
+    publish(world.local)
+    publish(world.local)
+    publish(world.local, kernel_id=OTHER)
+    world.kernel(Status.ASLEEP, 2)
+    world.kernel(Status.LIVE, 1, OTHER)
+    async with world.running():
+        await until(lambda: "store" in world.tiering.troubles)
+        assert len(world.here()) == 3
+        assert "nosuchthing" in world.tiering.troubles["store"].reason
+        world.configured = right
+        await until(lambda: world.here() == [])
+        assert world.stored() == [(KERNEL, 1), (KERNEL, 2), (OTHER, 1)]
+        assert "store" not in world.tiering.troubles
+
+
+async def test_what_is_in_use_or_made_for_a_moment_stays(tmp_path: Path) -> None:
+    world = World(tmp_path, local="drop")
+    publish(world.local)
+    publish(world.local)
+    kernel = world.kernel(Status.LIVE, 2)
+    world.stores.passing.add((KERNEL, 2))
+    async with world.running():
+        async with kernel.lock:
+            await asyncio.sleep(0.2)
+            assert world.stored() == []
+        await until(lambda: world.here() == [(KERNEL, 2)])
+        await asyncio.sleep(0.2)
+        assert world.stored() == [(KERNEL, 1)]
+        assert world.here() == [(KERNEL, 2)]
+
+
+async def test_a_copy_in_use_stays_until_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.daemon.tiering._FIRST_PAUSE_S", 0.05)
+    world = World(tmp_path, local="drop")
+    snapshot = publish(world.local, name="before")
+    async with world.running():
+        with world.local.hold(snapshot):
+            await until(lambda: world.stored() == [(KERNEL, 1)])
+            await asyncio.sleep(0.3)
+            assert world.here() == [(KERNEL, 1)]
+        await until(lambda: world.here() == [])
+
+
+async def test_copies_of_kernels_that_never_were_here_go_too(tmp_path: Path) -> None:
+    world = World(tmp_path, local="drop")
+    world.remote.push(publish(world.local))
+    publish(world.local, kernel_id=OTHER)
+    async with world.running():
+        await until(lambda: world.here() == [(OTHER, 1)])
+        await until(lambda: bool(world.tiering.troubles))
+    assert world.stored() == [(KERNEL, 1)], "what nobody has sent stays where it is"
+
+
+async def test_it_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
+    world = World(tmp_path, after_s=0.5)
+    publish(world.local)
+    kernel = world.kernel(Status.ASLEEP, 1)
+    async with world.running():
+        await asyncio.sleep(0.2)
+        assert world.stored() == []
+        await until(lambda: world.stored() == [(KERNEL, 1)])
+        assert time.time() - kernel.row.tier_since >= 0.5
+
+
+async def test_a_kernel_that_is_no_more_leaves_but_for_its_names(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for name in ("", "before", ""):
+        world.remote.push(publish(world.local, name=name))
+    world.local.drop(KERNEL)
+    world.stores.leave(KERNEL)
+    async with world.running():
+        await until(lambda: world.stored() == [(KERNEL, 2)])
+        await until(lambda: not world.stores.leaving)
+
+
+async def test_retention_spares_what_a_kernel_sleeps_in(tmp_path: Path) -> None:
+    world = World(tmp_path, keep=1)
+    for _ in range(4):
+        world.remote.push(publish(world.local))
+    world.local.drop(KERNEL)
+    world.kernel(Status.ASLEEP, 2)
+    async with world.running():
+        await until(lambda: world.stored() == [(KERNEL, 2), (KERNEL, 4)])
+        publish(world.local, generation=5)
+        world.kernels[KERNEL].row = replace(world.kernels[KERNEL].row, generation=5)
+        world.stores.news.set()
+        await until(lambda: world.stored() == [(KERNEL, 5)])
+
+
+async def test_what_the_store_refuses_is_told_and_does_not_hold_up_others(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    elsewhere = SnapshotStore(tmp_path / "elsewhere", MIB)
+    world.remote.push(publish(elsewhere, template="another"))
+    publish(world.local)
+    publish(world.local, kernel_id=OTHER)
+    world.kernel(Status.ASLEEP, 1)
+    world.kernel(Status.ASLEEP, 1, OTHER)
+    async with world.running():
+        await until(lambda: (OTHER, 1) in world.stored())
+        await until(lambda: (KERNEL, 1) in world.tiering.troubles)
+    assert "has another generation 1" in world.tiering.troubles[KERNEL, 1].reason
+
+
+async def test_fetched_held_and_gone_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    snapshot = publish(world.local, name="before")
+    world.remote.push(snapshot)
+    for which in (1, "before", None):
+        world.local.drop(KERNEL)
+        heard: list[int] = []
+        at_hand = world.stores.at_hand(
+            KERNEL, which, told=lambda it, to=heard: to.append(it.percent), keep=False
+        )
+        async with at_hand as found:
+            assert found == Snapshot(snapshot.manifest, found.folder)
+            with pytest.raises(Busy):
+                world.local.drop(KERNEL, 1)
+        assert heard[0] == 0
+        assert heard[-1] == 100
+        assert world.here() == []
+    async with world.stores.at_hand(KERNEL, 1):
+        pass
+    assert world.here() == [(KERNEL, 1)]
+    async with world.stores.at_hand(KERNEL, "before", keep=False):
+        pass
+    assert world.here() == [(KERNEL, 1)], "it was here before"
+    assert world.stores.transfers == []
+
+
+async def test_nothing_to_be_found(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for which, said in ((1, "no generation 1"), ("x", "no snapshot 'x'"), (None, "no snapshot")):
+        with pytest.raises(SnapshotUnusable, match=said):
+            async with world.stores.at_hand(KERNEL, which):
+                pass
+    world.configured = None
+    with pytest.raises(SnapshotUnusable, match="is not on this disk"):
+        async with world.stores.at_hand(KERNEL, 1):
+            pass
+    with pytest.raises(SnapshotUnusable, match="has no snapshot"):
+        await world.stores.find(KERNEL, None)
+    with pytest.raises(ConfigError, match="no store is configured"):
+        await world.stores.ask(lambda store, stopped: None, name="x")
+    assert await world.stores.remove(KERNEL, 1) is False
+
+
+async def test_the_newest_wherever_it_is(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.remote.push(publish(world.local))
+    assert await world.stores.find(KERNEL, None) == 1
+    publish(world.local)
+    assert await world.stores.find(KERNEL, None) == 2
+    world.local.drop(KERNEL)
+    assert await world.stores.find(KERNEL, None) == 1
+
+
+async def test_a_look(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.remote.push(publish(world.local, name="before"))
+    assert await world.stores.look(5) == ""
+    assert [row.name for row in world.stores.known] == ["before"]
+    assert world.stores.has_name(KERNEL, "before")
+    assert not world.stores.has_name(OTHER, "before")
+    assert world.stores.shown == world.url
+    await world.stores.push(KERNEL, 1)
+    world.remote.drop(KERNEL)
+    assert await world.stores.look(5) == ""
+    assert world.stores.pushed == {}, "somebody removed it: it is sent again"
+    world.configured = parse_store({"url": "nosuchthing://x"})
+    assert "what was known" in await world.stores.look(5)
+
+
+async def test_a_store_that_is_configured_wrong_for_a_while(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    def settings() -> StoreSettings | None:
+        if world.configured is None:
+            raise ConfigError("not now")
+        return world.configured
+
+    stores = Stores(settings, world.local)
+    first = await stores.open()
+    world.configured = None
+    assert await stores.open() is first
+    world.configured = parse_store({"url": f"{world.url}/other"})
+    assert await stores.open() is not first
+
+
+async def test_room_is_made_of_what_the_store_surely_has(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    one = publish(world.local).manifest.size_bytes
+    publish(world.local, kernel_id=OTHER)
+    await world.stores.push(KERNEL, 1)
+    await world.stores.push(OTHER, 1)
+    world.remote.drop(KERNEL)
+    await world.stores.make_room(one)
+    assert len(world.here()) == 2, "there is room"
+    await world.stores.make_room(100 * MIB - 2 * one)
+    assert world.here() == [(KERNEL, 1)], "what the store does not have stays"
+
+
+async def test_released_in_the_middle(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    publish(world.local)
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        shown = "slow"
+
+        def push(
+            self,
+            snapshot: Snapshot,
+            progress: Callable[[Progress], None],
+            *,
+            cancelled: Callable[[], bool],
+        ) -> None:
+            began.set()
+            while not cancelled():
+                go_on.wait(0.01)
+            raise TransferCancelled("stopped")
+
+    assert world.configured is not None
+    world.stores._opened = (world.configured, Slow())  # type: ignore[assignment]
+    pushing = asyncio.create_task(world.stores.push(KERNEL, 1))
+    await until(began.is_set)
+    [transfer] = world.stores.transfers
+    assert transfer.to_json()["direction"] == "push"
+    await world.stores.release(KERNEL)
+    assert world.stores.transfers == []
+    with pytest.raises(TransferCancelled):
+        await pushing
+
+
+async def test_a_thread_that_is_cancelled_ends_first() -> None:
+    ended = []
+
+    def work(stopped: Callable[[], bool]) -> None:
+        while not stopped():
+            time.sleep(0.01)
+        ended.append(True)
+
+    task = asyncio.create_task(in_thread(work, name="test"))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [True]
+
+
+async def test_a_thread_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torpor.daemon.threads._LEAVE_S", 0.1)
+    hanging = threading.Event()
+    task = asyncio.create_task(in_thread(lambda _stopped: hanging.wait(5), name="test"))
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - began < 1
+    hanging.set()
+
+
+async def test_what_a_thread_raises() -> None:
+    with pytest.raises(KeyError):
+        await in_thread(lambda _stopped: {}["x"], name="test")
+    assert await in_thread(lambda stopped: stopped(), name="test") is False
