@@ -11,7 +11,9 @@ Codes: ``bad_request unknown_op unknown_kernel exists bind fifo link timeout bus
 and those of the guest, passed on as they are. An operation that fails has changed nothing. All but
 ``hello``, ``list`` and ``shutdown`` name a ``kernel_id``:
 
-``hello {} -> {version, pid, kernels}``, ``list {} -> {kernels}``, ``shutdown {force}``
+``hello {starter?} -> {version, pid, kernels}``, ``list {} -> {kernels}``, ``shutdown {force}``
+    ``starter {argv, env, lock}``: the bridge may start the daemon with that when nobody is connected
+    and intent waits for a kernel that is held or asleep; null: it may not, the daemon ends on purpose.
 ``open {client, guest_key, fifo_in, fifo_out, fifo_err?, resume?} -> {ports}``
 ``open {client, guest_key, resume: true, asleep: true, memory?} -> {ports}``
     ``resume``: as a bridge process before this one had it. Asleep there are no FIFOs; what is

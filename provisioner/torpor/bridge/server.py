@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import zmq
 
-from torpor.bridge.asleep import Ended
+from torpor.bridge.asleep import Ended, State
 from torpor.bridge.control import Answer, ControlSocket
 from torpor.bridge.kernel import Kernel
 from torpor.bridge.protocol import (
@@ -26,6 +27,7 @@ from torpor.bridge.protocol import (
 from torpor.bridge.reactor import Reactor, Timer
 from torpor.bridge.record import remove_record
 from torpor.bridge.sockets import Socket, new_context
+from torpor.bridge.starter import Starter, parse_starter
 from torpor.errors import ConfigError
 
 IDLE_EXIT_S = 30.0
@@ -61,7 +63,13 @@ class Server:
         self._records = runtime / "bridge"
         self._records.mkdir(mode=0o700, exist_ok=True)
         self._control = ControlSocket(self.reactor, runtime / "bridge.sock", self._serve)
-        self._control.on_change = self._consider_idle
+        self._starter = Starter(
+            self.reactor,
+            attached=lambda: bool(self._control.connections),
+            wanted=lambda: any(map(_wanted, self.kernels.values())),
+            given_up=self._no_daemon,
+        )
+        self._control.on_change = self._peers_changed
         self._ops: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
             "hello": self._hello,
             "open": self._open,
@@ -91,6 +99,8 @@ class Server:
         try:
             self.reactor.run()
         finally:
+            self._control.on_change = lambda: None
+            self._starter.close()
             self._control.close()
             for kernel in self.kernels.values():
                 kernel.leave()
@@ -98,8 +108,10 @@ class Server:
             self.reactor.close()
 
     def publish(self, event: dict[str, Any]) -> None:
-        """Tell every control connection."""
+        """Tell every control connection; when there is none, intent starts the daemon."""
         self._control.publish(event)
+        if event.get("event") == "intent":
+            self._starter.consider()
 
     def _serve(self, request: Mapping[str, Any], answer: Answer) -> None:
         try:
@@ -120,6 +132,8 @@ class Server:
             answer({"ok": False, "error": {"code": "internal", "message": f"{exc!r:.200}"}})
 
     def _hello(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if "starter" in request:
+            self._starter.learn(parse_starter(request))
         return {"version": VERSION, "pid": os.getpid(), "kernels": sorted(self.kernels)}
 
     def _open(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,6 +204,17 @@ class Server:
             raise RequestError("unknown_kernel", f"no kernel {kernel_id} is open")
         return kernel
 
+    def _no_daemon(self, reason: str) -> None:
+        """Nobody will wake anybody: who waits for that gets an error, and kernels sleep on."""
+        for kernel in self.kernels.values():
+            if _wanted(kernel) and kernel.hibernation.state is State.ASLEEP:
+                with contextlib.suppress(RequestError):  # it is just being woken
+                    kernel.hibernation.wake_failed(f"the kernel could not be woken: {reason}")
+
+    def _peers_changed(self) -> None:
+        self._consider_idle()
+        self._starter.consider()
+
     def _consider_idle(self) -> None:
         """Exit after a while with nothing to do; a daemon may still come until then."""
         if self.kernels or self._control.connections:
@@ -201,6 +226,11 @@ class Server:
 
     def crashed(self, exc: Exception) -> None:
         """Part of ``Owner``: only ``stop`` runs for us, which cannot fail."""
+
+
+def _wanted(kernel: Kernel) -> bool:
+    """Whether somebody waits for a kernel that only the daemon can let go on."""
+    return kernel.hibernation.state is not State.AWAKE and len(kernel.endpoints.waiting) > 0
 
 
 def _refusal(exc: RequestError) -> dict[str, Any]:
