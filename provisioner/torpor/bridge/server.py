@@ -20,6 +20,7 @@ from torpor.bridge.protocol import (
     parse_fifos,
     parse_kernel_id,
     parse_memory,
+    parse_notice,
     parse_number,
     parse_open,
     parse_reason,
@@ -77,7 +78,7 @@ class Server:
             "relink": self._relink,
             "unlink": self._unlink,
             "close": self._close,
-            "release": lambda request: self._kernel(request).hibernation.release(),
+            "release": self._release,
             "sleep": lambda request: self._kernel(request).hibernation.sleep(parse_memory(request)),
             "wake_failed": self._wake_failed,
             "list": lambda _: {"kernels": sorted(self.kernels)},
@@ -193,6 +194,9 @@ class Server:
         held = request.get("held") is True
         hibernation = self._kernel(request).hibernation
         hibernation.wake(parse_fifos(request), timeout_s, held=held, ended=_ended(answer))
+
+    def _release(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return self._kernel(request).hibernation.release(parse_notice(request))
 
     def _wake_failed(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return self._kernel(request).hibernation.wake_failed(parse_reason(request))

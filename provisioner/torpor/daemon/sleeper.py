@@ -22,7 +22,7 @@ from torpor.daemon.guest_state import Phase
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
-from torpor.daemon.waking import Waking, Watch
+from torpor.daemon.waking import Waking, Watch, notice
 from torpor.errors import (
     BackendUnavailable,
     Busy,
@@ -210,6 +210,7 @@ class Sleeper:
             generation=kernel.row.generation,
             seconds=round(time.monotonic() - started, 3),
             slept_s=round(slept_s, 1),
+            lost=list(kernel.row.lost),
         )
 
     # -- after a crash -------------------------------------------------------------------------
@@ -304,10 +305,12 @@ class Sleeper:
         if template is None:
             raise ConfigError(f"there is no template {row.template!r} any more")
         try:
-            told = await parts.bridge.rpc(row.kernel_id, "mapped", {}, timeout_s=_MAPPED_S)
+            told = await parts.bridge.rpc(
+                row.kernel_id, "mapped", {"workspace": handle.workspace}, timeout_s=_MAPPED_S
+            )
         except BridgeRefused as exc:
             raise Busy(f"the guest of kernel {row.kernel_id} does not answer: {exc}") from exc
-        mapped = [each for each in told.get("files") or [] if isinstance(each, str)]
+        mapped = [each for each in _listed(told.get("files")) if isinstance(each, str)]
         build = await parts.backend.build()
         saved = await parts.backend.save(handle, f"g{secrets.token_hex(4)}")
         try:
@@ -319,6 +322,8 @@ class Sleeper:
                 build=build,
                 memory=memory,
                 mapped=mapped,
+                opened=_listed(told.get("open")),
+                peers=_listed(told.get("peers")),
                 kernel_generation=kernel.guest.generation,
                 name=name,
             )
@@ -347,7 +352,7 @@ class Sleeper:
         kernel.frozen = False
         if kernel.row.status is Status.LIVE:
             self._put(kernel, paused=False)
-        await self._tell("release", kernel)
+        await self._tell("release", kernel, notice=notice(kernel.row))
 
     def _put(self, kernel: Kernel, **changes: Any) -> None:
         row = replace(kernel.row, **changes)
@@ -361,3 +366,8 @@ class Sleeper:
             await self._parts.bridge.call(op, kernel_id=kernel.row.kernel_id, **more)
         except (BridgeRefused, BackendUnavailable) as exc:
             log("bridge not told", level=logging.WARNING, error=exc, op=op)
+
+
+def _listed(said: object) -> list[Any]:
+    """Give what a guest said where a list is expected."""
+    return said if isinstance(said, list) else []
