@@ -223,7 +223,7 @@ def _manifest(body: Mapping[str, Any]) -> SnapshotManifest:
         guest_key=read.text(body, "guest_key"),
         kernel_generation=read.count(body, "kernel_generation"),
         memory=read.mapping(body, "memory"),
-        outside=parse_outside(body.get("outside")),
+        outside=parse_outside(read.mapping(body, "outside") if "outside" in body else None),
         environment=parse_fingerprint(body.get("environment")),
         files={name: image_file(name, row) for name, row in read.mapping(body, "files").items()},
     )
