@@ -40,7 +40,7 @@ class World:
     def _give_up(self, reason: str) -> None:
         self.given_up.append(reason)
         self.wanted = False
-        self.reactor.later(0.3, self, self.reactor.stop)  # children are collected meanwhile
+        self.reactor.stop()
 
     def command(self, said: bytes = b'{"ready": true}', **changes: Any) -> dict[str, Any]:
         code = SAYS.format(log=str(self.log), said=said)
@@ -62,6 +62,7 @@ def world(tmp_path: Path):
     made = World(tmp_path)
     yield made
     made.starter.close()
+    made.run(0.3)  # children are collected
     made.reactor.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
