@@ -106,34 +106,55 @@ async def run_beside(
 ) -> None:
     """Run ``argv`` in the namespaces of sandbox process ``pid``, as its owner, to its end.
 
-    If cancelled or out of time, the program is killed first.
+    If cancelled or out of time, the program is killed first, and gone, however often that happens.
 
     Raises:
         LaunchError: it failed; what it said is in the message.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-I", "-S", "-E", str(LAUNCHER), "join", str(pid)),
-        *map(str, owner or ("-", "-")),
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={"PATH": os.defpath},
-        cwd="/",
-        start_new_session=True,
+    spawned = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-I", "-S", "-E", str(LAUNCHER), "join", str(pid)),
+            *map(str, owner or ("-", "-")),
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={"PATH": os.defpath},
+            cwd="/",
+            start_new_session=True,
+        ),
+        name="run beside",
     )
     try:
         async with asyncio.timeout(within_s):
+            process = await asyncio.shield(spawned)
             said, _ = await process.communicate()
     except BaseException:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        ending = asyncio.create_task(_end(spawned), name="end of what ran beside")
+        cancelled = None
+        while not ending.done():
+            try:
+                await asyncio.wait({ending})  # unlike ``await ending``, does not cancel it
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled  # noqa: B904 - the first error is its context
         raise
     if process.returncode != 0:
         text = said.decode("utf-8", "replace").strip()
         raise LaunchError(f"runsc failed ({process.returncode}): {_gist(text)}")
+
+
+async def _end(spawned: asyncio.Task[asyncio.subprocess.Process]) -> None:
+    """Kill a program that may not even have started, and wait until it is gone."""
+    try:
+        process = await spawned
+    except OSError:
+        return  # there never was one
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
 
 
 def _gist(text: str) -> str:
