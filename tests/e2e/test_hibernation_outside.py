@@ -15,7 +15,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from tests.e2e.cells import run, tell, value
-from tests.e2e.sleeping import do, events, sandbox_pids, state, status, wait
+from tests.e2e.sleeping import do, events, sandbox_pids, state, wait, wait_status
 from tests.home import start, stop, torpor_home
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(120)]
@@ -136,7 +136,7 @@ def test_a_file_that_is_gone(home: Path, pair: Pair, ws: Path, hold: str, name: 
     assert f"{ws / name}" in ran.reply["evalue"]
     assert "is gone" in ran.reply["evalue"]
     assert "put it back" in ran.reply["evalue"]
-    assert status(km) == "hibernated"
+    wait_status(km, "hibernated")  # the client is told a moment before
     (ws / "away").rename(ws / name)
     assert value(kc, "x") == "1"
     assert sandbox_pids(home)
