@@ -21,9 +21,9 @@ from typing import Any
 
 from tests.bench.measure import execute, start, stop, timed
 from tests.bench.pool import HOST, first_reply, quantile
+from tests.descriptors import KINDS, descriptors
 from tests.e2e.sleeping import do, events, sandbox_pids, state, wait
 from tests.home import KERNEL, torpor_home
-from tests.world import processes_of
 
 MIB = 1 << 20
 CONFIG = 'c.Torpor.templates = {"default": {"freeze_after_s": 0, "hibernate_after_s": 0}}\n'
@@ -101,18 +101,24 @@ def copy(home: Path, mib: int) -> None:
 def many(home: Path, folder: Path, count: int) -> dict[str, Any]:
     """So many hibernated kernels: their processes, and what bridge and daemon need for them."""
     kernels = []
-    before = services(home)
+    km, kc, _ = start(KERNEL, folder)  # so that daemon and bridge run and are warm
+    stop(km, kc)
+    time.sleep(1)
+    before = descriptors(home)
     try:
         for _ in range(count):
             km, kc, _ = start(KERNEL, folder)
             do(km, "hibernate")
             kernels.append((km, kc))
-        after = services(home)
+        time.sleep(1)  # what the last one leaves behind is still being cleared away
+        after = descriptors(home)
+        each = {name: (after[name] - before[name]) / count for name in KINDS}
         return {
             "kernels": count,
             "sandbox_processes": len(sandbox_pids(home)),
+            "threads": after["threads"] - before["threads"],
             "rss_bytes_each": (after["rss"] - before["rss"]) / count,
-            "descriptors_each": (after["fds"] - before["fds"]) / count,
+            "descriptors_each": each,
             "first_wake_s": timed(lambda: execute(kernels[0][1], "1 + 1")),
         }
     finally:
@@ -120,14 +126,16 @@ def many(home: Path, folder: Path, count: int) -> dict[str, Any]:
             stop(km, kc)
 
 
-def services(home: Path) -> dict[str, int]:
-    """Give memory and descriptors of daemon and bridge together."""
-    found = {"rss": 0, "fds": 0}
-    for pid in processes_of(home):
-        status = Path(f"/proc/{pid}/status").read_text()
-        found["rss"] += int(status.split("VmRSS:")[1].split()[0]) * 1024
-        found["fds"] += len(os.listdir(f"/proc/{pid}/fd"))
-    return found
+def report_crowd(crowd: dict[str, Any]) -> None:
+    """Print what hibernated kernels cost."""
+    each = crowd["descriptors_each"]
+    print(
+        f"{crowd['kernels']} hibernated: {crowd['sandbox_processes']} processes of theirs, "
+        f"{crowd['threads']} more threads, {crowd['rss_bytes_each'] / 1024:.0f} KiB each, "
+        f"descriptors each: {', '.join(f'{name} {count:.2f}' for name, count in each.items())} "
+        f"(goal other 0: {'ok' if each['other'] <= 0 else 'NOT REACHED'}), "
+        f"first wake {crowd['first_wake_s']:.2f} s"
+    )
 
 
 def report(raw: Raw, slopes: dict[str, dict[str, list[float]]], crowd: Any) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def report(raw: Raw, slopes: dict[str, dict[str, list[float]]], crowd: Any) -> d
             f"{middle['wake'] / middle['copy']:.2f}x (goal 2), all of it read {middle['all']:.2f} s"
         )
         figures[f"slope_{mib}"] = middle
-    print(f"hibernated: {json.dumps(crowd)}")
+    report_crowd(crowd)
     return figures
 
 
@@ -174,9 +182,13 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--kernels", type=int, default=100)
     parser.add_argument("--mib", type=int, nargs="*", default=[256, 1024])
+    parser.add_argument("--only-many", action="store_true", help="many hibernated ones, no more")
     options = parser.parse_args()
     with torpor_home(CONFIG) as home, tempfile.TemporaryDirectory(prefix="tp-bench-") as name:
         folder = Path(name)
+        if options.only_many:
+            report_crowd(many(home, folder, options.kernels))
+            return 0
         raw = bare(home, folder, options.cycles)
         slopes = {str(mib): slope(home, folder, mib, 3) for mib in options.mib}
         crowd = many(home, folder, options.kernels)

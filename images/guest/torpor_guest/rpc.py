@@ -6,7 +6,8 @@
     {"id": int, "result": {}}  or  {"id": int, "error": {"code": str, "message": str}}
 
 ``check`` is a real kernel_info round trip and gives ``{"kernel_info": {}}``; ``mapped`` gives
-``{"files": [str]}``, what is mapped into the sandbox's processes. ``run`` has the kernel execute
+``{"files": [str], "open": [str], "peers": [str]}``: what is mapped into the sandbox's processes, what
+of the folder ``workspace`` they have open, and whom they are connected with outside. ``run`` has the kernel execute
 ``code`` as nobody's client, leaves no trace of it, and gives the reply's content. Error codes: ``bad_request`` (what
 is wrong is named), ``busy`` (a kernel is running or restarting), ``no_kernel`` (nothing to restart or
 signal), ``spawn`` (the program could not be executed).
@@ -67,7 +68,7 @@ class Rpc:
             "status": lambda _params, answer: answer({"result": kernel.status()}),
             "check": self._check,
             "run": self._run,
-            "mapped": lambda _params, answer: answer({"result": {"files": mapped_files()}}),
+            "mapped": self._mapped,
             "ping": lambda _params, answer: answer({"result": {}}),
             "exit": self._exit,
             **(more or {}),
@@ -141,6 +142,15 @@ class Rpc:
         if self._kernel.state != "ready":
             raise RpcError("no_kernel", f"the kernel is {self._kernel.state}")
         self._ask_silently(code, float(timeout_s), lambda reply: answer({"result": reply}))
+
+    def _mapped(self, params: dict[str, Any], answer: Answer) -> None:
+        from torpor_guest.outside import open_files, peers
+
+        result: dict[str, Any] = {"files": mapped_files(), "peers": peers()}
+        workspace = params.get("workspace")
+        if isinstance(workspace, str):
+            result["open"] = open_files(workspace)
+        answer({"result": result})
 
     def _exit(self, _params: dict[str, Any], answer: Answer) -> None:
         answer({"result": {}})

@@ -24,6 +24,7 @@ from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc.oci import ROOTFS
 from torpor.runsc.saved_plan import (
     covered_places,
+    foreign_flags,
     needed_paths,
     restored_plan,
     save_argvs,
@@ -56,10 +57,7 @@ class Saving:
         self._beside = Beside(handle.pid, owner, [*pause, ";", *checkpoint])
 
     async def __aenter__(self) -> Saving:
-        try:
-            await self._beside.start()
-        except OSError as exc:
-            raise machine_error(self._folder, exc) from exc
+        self._beside.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -110,7 +108,7 @@ async def resume(handle: Handle, owner: Owner) -> None:
 def prepare_saved(
     spec: SandboxSpec,
     *,
-    ahead: bool,
+    ahead: bool = False,
     ours: Mapping[str, str],
     homes: Sequence[str],
     private: Sequence[str],
@@ -149,6 +147,12 @@ def prepare_saved(
 
 def _require_here(plan: Mapping[str, Any], homes: Sequence[str], private: Sequence[str]) -> None:
     """Raise LaunchError unless this machine can and may show what the saved sandbox saw."""
+    if odd := foreign_flags(plan):
+        raise LaunchError(
+            f"its sandbox ran with other flags of runsc: {' '.join(odd):.200}",
+            hint="restore it with the Torpor that made it; if that was this one, drop it: "
+            "somebody has changed it",
+        )
     missing = [path for path in needed_paths(plan) if not os.path.exists(path)]
     if missing:
         raise LaunchError(

@@ -114,8 +114,10 @@ class Hibernation:
         self._body.endpoints.divert(self._desk)
         hold.start()
 
-    def release(self) -> dict[str, Any]:
+    def release(self, notice: str = "") -> dict[str, Any]:
         """Undo ``hold``: what waits is passed now, in order. Fine when awake.
+
+        ``notice`` is for whoever runs the next cell of a kernel that was restored; told once.
 
         Raises:
             RequestError: ``state``: asleep.
@@ -125,6 +127,8 @@ class Hibernation:
         if self.state is State.ASLEEP:
             raise RequestError("state", "the kernel is asleep: wake it")
         if self.state is State.HELD:
+            if notice and self.restorable:
+                self._desk.announce(notice)
             self._awake()
         return {}
 

@@ -9,8 +9,8 @@ from typing import Any
 from torpor.bridge.counters import Counters
 from torpor.bridge.endpoints import Endpoints
 from torpor.bridge.messages import ONLY_LOOKING
-from torpor.bridge.presence import Presence, kind_of, wants_restart
-from torpor.bridge.replies import Said, Speaker, refused, stranger
+from torpor.bridge.presence import Presence, kind_of, runs_a_cell, wants_restart
+from torpor.bridge.replies import Said, Speaker, packed, refused, stranger
 from torpor.bridge.signing import Part, Signer
 from torpor.bridge.waiting import Entry
 from torpor.link import Channel
@@ -39,6 +39,7 @@ class FrontDesk:
         self._counters = counters
         self._told = False
         self._looked_at_s = -LOOKED_AT_S
+        self._notice = ""
         self.presence = Presence()
         self.disturbed: Callable[[str], None] | None = None
 
@@ -83,6 +84,22 @@ class FrontDesk:
         """Take everything that waits once more: what can be answered, is."""
         for channel, (parts, cut) in self._endpoints.waiting.take_all():
             self.take(channel, parts, cut)
+
+    def announce(self, notice: str) -> None:
+        """Show ``notice`` to whoever runs the next cell, as something on its stderr.
+
+        It belongs to that cell, as every output does: a message of no cell would be shown nowhere.
+        """
+        self._notice += notice
+        self._endpoints.watch_passing(self._passing)
+
+    def _passing(self, parts: list[Part], cut: int) -> None:
+        if not runs_a_cell(parts[cut + 2], parts[cut + 5]):
+            return
+        self._endpoints.watch_passing(None)
+        notice, self._notice = self._notice, ""
+        content = packed({"name": "stderr", "text": notice})
+        self._say(Channel.SHELL, (parts, cut), [Said("stream", content, "stream.stderr")])
 
     def refuse_waiting(self, reason: str) -> tuple[int, int]:
         """Tell everybody who waits that it was in vain.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from torpor.bridge.inlet import Desk, Gate, Inlet
+from torpor.bridge.inlet import Desk, Gate, Inlet, Passing
 from torpor.bridge.line import Line
 from torpor.bridge.outlet import Outlet, PublishOutlet, ReplyOutlet, Shared
 from torpor.bridge.protocol import ClientSide
@@ -126,6 +126,10 @@ class Endpoints:
         """Read clients' messages for the desk again: it got room."""
         for inlet in self._inlets.values():
             inlet.collect()
+
+    def watch_passing(self, watch: Passing | None) -> None:
+        """Have ``watch`` see every shell message just before it goes to the kernel."""
+        self._gate.passing = watch
 
     def pass_on(self) -> None:
         """End ``divert``: what waits goes into the line, if there is one, and then what comes."""

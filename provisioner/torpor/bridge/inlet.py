@@ -7,6 +7,7 @@ asleep, a *desk* gets the messages instead of the line.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torpor.bridge.counters import Counters
@@ -25,6 +26,9 @@ MAX_DROPPED = 10_000
 MAX_SIGNATURE_BYTES = 128  # hex of the longest hash
 
 
+Passing = Callable[[list[Part], int], None]
+
+
 class Desk(Protocol):
     """Takes clients' messages while their kernel cannot."""
 
@@ -39,7 +43,17 @@ class Desk(Protocol):
 class Gate:
     """What the three inlets of a kernel share: keys, signatures, counters, and where things go."""
 
-    __slots__ = ("client", "counters", "desk", "guest", "line", "seen", "underway", "waiting")
+    __slots__ = (
+        "client",
+        "counters",
+        "desk",
+        "guest",
+        "line",
+        "passing",
+        "seen",
+        "underway",
+        "waiting",
+    )
 
     def __init__(
         self, client: Signer, guest: Signer, counters: Counters, underway: Underway
@@ -52,6 +66,7 @@ class Gate:
         self.waiting = Waiting()  # admitted, but the link had no room, or the kernel cannot
         self.line: Line | None = None
         self.desk: Desk | None = None
+        self.passing: Passing | None = None
 
     def admit(self, parts: list[Part]) -> int:
         """Check a client's message and sign it for the guest, in place; give where it is cut.
@@ -183,6 +198,8 @@ class Inlet:
         """Pass a message on, or drop it for good; False if the link has no room now."""
         gate = self._gate
         parts, cut = entry
+        if gate.passing is not None and self._channel is Channel.SHELL:
+            gate.passing(parts, cut)
         try:
             line.send(self._channel, parts)
         except MessageTooLarge:

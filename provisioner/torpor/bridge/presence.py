@@ -127,6 +127,13 @@ def wants_restart(content: Part) -> bool:
     return _field(content, "restart") is True
 
 
+def runs_a_cell(header: Part, content: Part) -> bool:
+    """Whether a request runs code whose output somebody wants to see."""
+    with contextlib.suppress(Malformed):
+        return kind_of(header) == "execute_request" and _field(content, "silent") is not True
+    return False
+
+
 def kind_of(header: Part) -> str:
     """Give the type of a client's message.
 

@@ -11,7 +11,9 @@ Codes: ``bad_request unknown_op unknown_kernel exists bind fifo link timeout bus
 and those of the guest, passed on as they are. An operation that fails has changed nothing. All but
 ``hello``, ``list`` and ``shutdown`` name a ``kernel_id``:
 
-``hello {} -> {version, pid, kernels}``, ``list {} -> {kernels}``, ``shutdown {force}``
+``hello {starter?} -> {version, pid, kernels}``, ``list {} -> {kernels}``, ``shutdown {force}``
+    ``starter {argv, env, lock}``: the bridge may start the daemon with that when nobody is connected
+    and intent waits for a kernel that is held or asleep; null: it may not, the daemon ends on purpose.
 ``open {client, guest_key, fifo_in, fifo_out, fifo_err?, resume?} -> {ports}``
 ``open {client, guest_key, resume: true, asleep: true, memory?} -> {ports}``
     ``resume``: as a bridge process before this one had it. Asleep there are no FIFOs; what is
@@ -31,7 +33,9 @@ Hibernation (``asleep``)::
         busy: readable, and temporary: the kernel is busy or asks for input, a debugger has stopped
         it, a request has no reply, it or a client keeps talking. link: it has no open link.
         Held already: the memory as of now; busy also if something waits. It is held either way.
-    release {}         -> {}           undo hold; what waited is passed
+    release {notice?}  -> {}           undo hold; what waited is passed
+        The notice, if the kernel was restored and not released since, is shown on stderr of the next
+        cell, once, before it runs.
     sleep {memory?}    -> {waiting}    after hold: the link is given up
         After wake with held: true and before release, and while waking: undo wake. The kernel is
         as asleep as before, and the same snapshot can be restored again.
@@ -179,6 +183,11 @@ def parse_memory(request: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if memory is not None and not isinstance(memory, Mapping):
         raise _bad("memory must be an object")
     return memory
+
+
+def parse_notice(request: Mapping[str, Any]) -> str:
+    """Read ``notice``, some lines for people; "" for nothing."""
+    return _text(request, "notice")[:MAX_REASON_CHARS] if request.get("notice") else ""
 
 
 def parse_number(request: Mapping[str, Any], name: str, default: float, most: float) -> float:

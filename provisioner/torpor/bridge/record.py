@@ -13,6 +13,7 @@ Marks file, native byte order (it never leaves the machine)::
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -26,6 +27,19 @@ _MAGIC = 0x544F52504D524B31
 _FIFO, _NEXT, _SUBSCRIBERS = 1, 2, 2 + len(Channel)
 _BUSY = _SUBSCRIBERS + 1
 _WORDS = _BUSY + 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
 
 
 class Record:
@@ -41,10 +55,11 @@ class Record:
         fd = os.open(self._marks_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, _WORDS * 8)
-            self._map = mmap.mmap(fd, _WORDS * 8)
+            self._address = _map_shared(fd, _WORDS * 8)
         finally:
             os.close(fd)
-        self._words = memoryview(self._map).cast("Q")
+        words = (ctypes.c_uint64 * _WORDS).from_address(self._address)
+        self._words = memoryview(words).cast("B").cast("Q")
 
     def begin(self, fifo: os.stat_result, *, resume: bool, moved: bool = False) -> bool:
         """Bind the marks to a link; they start at zero unless ``resume`` finds its own.
@@ -110,9 +125,10 @@ class Record:
 
     def close(self) -> None:
         """Release the memory; the files stay for a following process."""
-        if not self._map.closed:
-            self._words.release()
-            self._map.close()
+        if self._address:
+            self._words.release()  # whoever uses it from now on gets an error
+            _libc.munmap(self._address, _WORDS * 8)
+            self._address = 0
 
     def remove(self) -> None:
         """Close and delete."""
@@ -123,6 +139,16 @@ class Record:
 def remove_record(folder: Path, kernel_id: str) -> None:
     """Delete what a bridge process that is no more left of a kernel; fine when it left nothing."""
     _unlink(*_paths(folder, kernel_id))
+
+
+def _map_shared(fd: int, size_bytes: int) -> int:
+    """Give the address of the file's memory. Python's own ``mmap`` keeps a descriptor per map open."""
+    prot, shared = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
+    address = _libc.mmap(None, size_bytes, prot, shared, fd, 0)
+    if address is None or address == _FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(address)
 
 
 def _paths(folder: Path, kernel_id: str) -> tuple[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import zmq
 
-from torpor.bridge.asleep import Ended
+from torpor.bridge.asleep import Ended, State
 from torpor.bridge.control import Answer, ControlSocket
 from torpor.bridge.kernel import Kernel
 from torpor.bridge.protocol import (
@@ -19,6 +20,7 @@ from torpor.bridge.protocol import (
     parse_fifos,
     parse_kernel_id,
     parse_memory,
+    parse_notice,
     parse_number,
     parse_open,
     parse_reason,
@@ -26,6 +28,7 @@ from torpor.bridge.protocol import (
 from torpor.bridge.reactor import Reactor, Timer
 from torpor.bridge.record import remove_record
 from torpor.bridge.sockets import Socket, new_context
+from torpor.bridge.starter import Starter, parse_starter
 from torpor.errors import ConfigError
 
 IDLE_EXIT_S = 30.0
@@ -61,7 +64,13 @@ class Server:
         self._records = runtime / "bridge"
         self._records.mkdir(mode=0o700, exist_ok=True)
         self._control = ControlSocket(self.reactor, runtime / "bridge.sock", self._serve)
-        self._control.on_change = self._consider_idle
+        self._starter = Starter(
+            self.reactor,
+            attached=lambda: bool(self._control.connections),
+            wanted=lambda: any(map(_wanted, self.kernels.values())),
+            given_up=self._no_daemon,
+        )
+        self._control.on_change = self._peers_changed
         self._ops: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
             "hello": self._hello,
             "open": self._open,
@@ -69,7 +78,7 @@ class Server:
             "relink": self._relink,
             "unlink": self._unlink,
             "close": self._close,
-            "release": lambda request: self._kernel(request).hibernation.release(),
+            "release": self._release,
             "sleep": lambda request: self._kernel(request).hibernation.sleep(parse_memory(request)),
             "wake_failed": self._wake_failed,
             "list": lambda _: {"kernels": sorted(self.kernels)},
@@ -91,6 +100,8 @@ class Server:
         try:
             self.reactor.run()
         finally:
+            self._control.on_change = lambda: None
+            self._starter.close()
             self._control.close()
             for kernel in self.kernels.values():
                 kernel.leave()
@@ -98,8 +109,10 @@ class Server:
             self.reactor.close()
 
     def publish(self, event: dict[str, Any]) -> None:
-        """Tell every control connection."""
+        """Tell every control connection; when there is none, intent starts the daemon."""
         self._control.publish(event)
+        if event.get("event") == "intent":
+            self._starter.consider()
 
     def _serve(self, request: Mapping[str, Any], answer: Answer) -> None:
         try:
@@ -120,6 +133,8 @@ class Server:
             answer({"ok": False, "error": {"code": "internal", "message": f"{exc!r:.200}"}})
 
     def _hello(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if "starter" in request:
+            self._starter.learn(parse_starter(request))
         return {"version": VERSION, "pid": os.getpid(), "kernels": sorted(self.kernels)}
 
     def _open(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +195,9 @@ class Server:
         hibernation = self._kernel(request).hibernation
         hibernation.wake(parse_fifos(request), timeout_s, held=held, ended=_ended(answer))
 
+    def _release(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return self._kernel(request).hibernation.release(parse_notice(request))
+
     def _wake_failed(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return self._kernel(request).hibernation.wake_failed(parse_reason(request))
 
@@ -189,6 +207,17 @@ class Server:
         if kernel is None:
             raise RequestError("unknown_kernel", f"no kernel {kernel_id} is open")
         return kernel
+
+    def _no_daemon(self, reason: str) -> None:
+        """Nobody will wake anybody: who waits for that gets an error, and kernels sleep on."""
+        for kernel in self.kernels.values():
+            if _wanted(kernel) and kernel.hibernation.state is State.ASLEEP:
+                with contextlib.suppress(RequestError):  # it is just being woken
+                    kernel.hibernation.wake_failed(f"the kernel could not be woken: {reason}")
+
+    def _peers_changed(self) -> None:
+        self._consider_idle()
+        self._starter.consider()
 
     def _consider_idle(self) -> None:
         """Exit after a while with nothing to do; a daemon may still come until then."""
@@ -201,6 +230,11 @@ class Server:
 
     def crashed(self, exc: Exception) -> None:
         """Part of ``Owner``: only ``stop`` runs for us, which cannot fail."""
+
+
+def _wanted(kernel: Kernel) -> bool:
+    """Whether somebody waits for a kernel that only the daemon can let go on."""
+    return kernel.hibernation.state is not State.AWAKE and len(kernel.endpoints.waiting) > 0
 
 
 def _refusal(exc: RequestError) -> dict[str, Any]:

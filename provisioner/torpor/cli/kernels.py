@@ -10,6 +10,7 @@ from torpor.cli.command import Command
 from torpor.cli.pool import first_line
 from torpor.cli.reach import kernels_now
 from torpor.cli.text import age, table
+from torpor.snapshot.outside import words
 
 
 class KernelsCommand(Command):
@@ -51,6 +52,15 @@ def start_text(kernel: Mapping[str, Any]) -> str:
     return f"{how}: {first_line(why)}" if why else how
 
 
+def sleep_text(sleep: Mapping[str, Any]) -> str:
+    """Give why a kernel is in its tier and, if it has lost something in its last sleep, what. Pure."""
+    outlook, lost = sleep.get("outlook") or "-", words(sleep.get("lost") or ())
+    if not lost:
+        return outlook
+    more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+    return f"{outlook}; woke with changes: {lost[0]}{more}"
+
+
 def _row(kernel: Mapping[str, Any]) -> list[str]:
     workspace = kernel.get("workspace") or {}
     path = workspace.get("path")
@@ -64,7 +74,7 @@ def _row(kernel: Mapping[str, Any]) -> list[str]:
         status,
         str(kernel.get("execution_state") or "-"),
         start_text(kernel),
-        (kernel.get("sleep") or {}).get("outlook") or "-",
+        sleep_text(kernel.get("sleep") or {}),
         age(kernel.get("created_at")),
         age(kernel.get("last_activity")),
         f"{path} ({workspace.get('mode', '?')})" if path else "-",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torpor.cli.command import Command, progress
 from torpor.cli.reach import client_of, kernels_now
 from torpor.errors import SandboxError, SandboxGone
+from torpor.snapshot.outside import words
 
 if TYPE_CHECKING:
     from torpor.client_sleep import SleepClient
@@ -30,6 +31,10 @@ class SleepCommand(Command):
         """Do it to one kernel; give its state."""
         return await client.do(kernel_id, self.verb)
 
+    def more(self, state: dict[str, Any]) -> list[str]:
+        """Give what else there is to tell of a kernel that it was done to. Pure."""
+        return []
+
     async def _run(self) -> int:
         from torpor.client_sleep import SleepClient
 
@@ -47,6 +52,8 @@ class SleepCommand(Command):
             states.append(state)
             if not self.json:
                 progress(f"{kernel_id} {self.done} ({time.monotonic() - started:.2f} s)")
+                for line in self.more(state):
+                    progress(f"  {line}")
         if self.json:
             self.show({"kernels": states}, "")
         return failed
@@ -113,6 +120,9 @@ class WakeCommand(SleepCommand):
         from torpor.cli.transfers import with_progress
 
         return await with_progress(client, client.do(kernel_id, self.verb), shown=not self.json)
+
+    def more(self, state: dict[str, Any]) -> list[str]:
+        return [f"not as before: {each}" for each in words(state["sleep"].get("lost") or ())]
 
 
 class PinCommand(SleepCommand):

@@ -64,11 +64,23 @@ def _run(make_backend: MakeBackend, on_ready: Callable[[], None]) -> None:
         settings = source.read().daemon
         handler = start_logging(paths.log, max_bytes=settings.log_max_bytes, keep=settings.log_keep)
         try:
-            asyncio.run(Daemon(paths, source, settings, make_backend).run(on_ready))
+            daemon = Daemon(paths, source, settings, make_backend, _starter(paths))
+            asyncio.run(daemon.run(on_ready))
         finally:
             handler.close()
     finally:
         os.close(lock)
+
+
+def _starter(paths: Paths) -> dict[str, Any]:
+    """Give how another one is started just as this one was."""
+    from torpor.config import process_environment
+    from torpor.start import daemon_environment
+
+    program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    argv = [sys.executable, *program]
+    env = daemon_environment(process_environment())
+    return {"argv": argv, "env": env, "lock": str(paths.start_lock)}
 
 
 def _local_backend(source: SettingsSource, paths: Paths) -> Backend:

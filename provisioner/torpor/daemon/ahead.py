@@ -22,7 +22,7 @@ from torpor.daemon.parts import Parts
 from torpor.daemon.records import KernelRow, SandboxRow
 from torpor.daemon.tasks import Tasks
 from torpor.daemon.unclaimed import NOBODY, folder_identity
-from torpor.errors import SandboxError
+from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle import Status, Target, run_to_end
 from torpor.snapshot.build import Snapshot
 from torpor.template import Template
@@ -172,7 +172,10 @@ class Ahead:
     async def _make(self, row: KernelRow, standing: _Standing) -> Ready:
         parts = self._parts
         template = await self._templates(row.template)
-        snapshot = await parts.snapshots.get(row.kernel_id, standing.generation)
+        local = parts.snapshots.store
+        snapshot = await asyncio.to_thread(local.get, row.kernel_id, standing.generation)
+        if snapshot is None:
+            raise LaunchError("its snapshot is not on this disk")
         standing.image = folder_identity(str(snapshot.image))
         spec = restored_spec(row, standing.row, template, snapshot)
         await parts.backend.prepare_saved(spec, ahead=True)

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +53,10 @@ _SWEEP_S = 5.0
 
 
 class Daemon:
-    """One user's torpord. ``run`` is its whole life; the caller holds the lock meanwhile."""
+    """One user's torpord. ``run`` is its whole life; the caller holds the lock meanwhile.
+
+    ``starter``: how the bridge may start the next one, should this one die (``bridge.protocol``).
+    """
 
     def __init__(
         self,
@@ -61,8 +64,10 @@ class Daemon:
         source: SettingsSource,
         settings: DaemonSettings,
         make_backend: Callable[[SettingsSource, Paths], Backend],
+        starter: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = paths
+        self._starter = starter
         self._source = source
         self._settings = settings
         self._make_backend = make_backend
@@ -96,6 +101,7 @@ class Daemon:
                 self._paths,
                 on_event=lambda kernel_id, event: self.supervisor.heard(kernel_id, event),
                 on_return=lambda: settling.all(),
+                starter=self._starter,
             )
             stack.push_async_callback(self._leave_bridge, bridge)
             backend = self._make_backend(self._source, self._paths)
@@ -200,7 +206,7 @@ class Daemon:
         await server.close_all_connections()
 
     async def _leave_bridge(self, bridge: BridgeKeeper) -> None:
-        await bridge.aclose(stop=not bridge.held)
+        await bridge.aclose(stop=not bridge.held, on_purpose=self._stop.is_set())
 
     def request_stop(self, *, force: bool) -> None:
         """End soon. Raises Busy when there are kernels, unless ``force``; those then go on."""

@@ -17,6 +17,7 @@ from torpor.paths import Paths
 
 CALL_TIMEOUT_S = 20.0
 _LONGEST_PAUSE_S = 5.0
+_FAREWELL_S = 2.0
 
 
 class BridgeKeeper:
@@ -24,6 +25,7 @@ class BridgeKeeper:
 
     ``on_event`` gets what it tells; ``on_return`` is called when a lost bridge is there again.
 
+    ``starter`` is how the bridge may start the next daemon (``bridge.protocol``).
     ``held`` names the kernels whose endpoints the connected bridge holds.
     """
 
@@ -33,8 +35,10 @@ class BridgeKeeper:
         *,
         on_event: Callable[[str, Mapping[str, Any]], None],
         on_return: Callable[[], None],
+        starter: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = paths
+        self._starter = starter
         self._on_event = on_event
         self._on_return = on_return
         self._tasks = Tasks()
@@ -86,7 +90,7 @@ class BridgeKeeper:
             if self._client is None:
                 client = await ensure_bridge(self._paths)
                 try:
-                    hello = await client.call("hello")
+                    hello = await client.call("hello", starter=self._starter)
                 except BaseException:
                     await client.aclose()
                     raise
@@ -134,8 +138,11 @@ class BridgeKeeper:
                 self._on_return()
                 return
 
-    async def aclose(self, *, stop: bool) -> None:
-        """Let go of the bridge; with ``stop`` end it, unless it holds kernels. Twice is fine."""
+    async def aclose(self, *, stop: bool, on_purpose: bool = False) -> None:
+        """Let go of the bridge; with ``stop`` end it, unless it holds kernels. Twice is fine.
+
+        ``on_purpose``: it starts no daemon until the next one has come by itself.
+        """
         self._closing = True
         if self._finding is not None and stop:
             # One that is just coming up would otherwise wait half a minute for somebody to talk to.
@@ -145,4 +152,8 @@ class BridgeKeeper:
             with contextlib.suppress(BridgeRefused, BackendUnavailable, TimeoutError):
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     await client.call("shutdown")
+        elif client is not None and on_purpose:
+            with contextlib.suppress(BridgeRefused, BackendUnavailable, TimeoutError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await client.call("hello", starter=None)
         await self._tasks.aclose()

@@ -8,7 +8,8 @@
  "created_at": "...", "last_activity": "...", "execution_state": "idle",
  "sandbox": {"id": "t0a1...", "pid": 93, "uid": 200001, "runsc": "/..."},
  "sleep": {"tier": "awake|frozen|asleep", "since": 1790000000.0, "pinned": false, "generation": 0,
-           "outlook": "awake: freezes in 40 s"},
+           "outlook": "awake: freezes in 40 s", "slept_s": 0.0,
+           "lost": [{"kind": "file", "what": "/home/ada/work/a.csv", "reason": "it was replaced: ..."}]},
  "workspace": {"path": "/home/ada/work", "mode": "rw", "reason": ""}, "counters": {}}
 """
 
@@ -68,6 +69,8 @@ def kernel_state(kernel: Kernel, parts: Parts, status: Mapping[str, Any]) -> dic
             "pinned": row.pinned,
             "generation": row.generation,
             "outlook": kernel.outlook,
+            "slept_s": round(row.slept_s, 1),
+            "lost": [dict(each) for each in row.lost],
         },
         "workspace": {
             "path": handle.get("workspace"),

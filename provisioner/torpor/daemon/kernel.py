@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from torpor.daemon.guest_state import GuestState, Phase
-from torpor.daemon.processes import ExitWatch
+from torpor.daemon.processes import Interest
 from torpor.daemon.records import KernelRow
 from torpor.errors import LaunchError
 from torpor.lifecycle import Status
@@ -47,7 +47,7 @@ class Kernel:
         """Why its last start was not the quickest kind; "" when it was."""
         self.started_as = ""
         """How it was started last: claimed, cloned, created, restarted, replaced."""
-        self.owner_watch: ExitWatch | None = None
+        self.owner_watch: Interest | None = None
         self.owner_alive = True
         self._news = asyncio.Event()
 

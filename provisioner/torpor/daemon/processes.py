@@ -128,6 +128,50 @@ class ExitWatch:
             self._pidfd = None
 
 
+class ExitWatches:
+    """Watches processes with one descriptor each, however many are interested in the same one."""
+
+    def __init__(self) -> None:
+        self._watched: dict[Process, tuple[ExitWatch, list[Interest]]] = {}
+
+    def watch(self, process: Process, on_exit: Callable[[], None]) -> Interest:
+        """Have ``on_exit`` called once, from the event loop, when ``process`` has exited."""
+        interest = Interest(self, process, on_exit)
+        if process in self._watched:
+            self._watched[process][1].append(interest)
+        else:
+            watch = ExitWatch(process, lambda: self._exited(process))
+            self._watched[process] = (watch, [interest])
+        return interest
+
+    def forget(self, interest: Interest) -> None:
+        """Call it no more; the last one closes the descriptor. Twice is fine."""
+        watch, interested = self._watched.get(interest.process, (None, []))
+        if watch is not None and interest in interested:
+            interested.remove(interest)
+            if not interested:
+                del self._watched[interest.process]
+                watch.close()
+
+    def _exited(self, process: Process) -> None:
+        _, interested = self._watched.pop(process)
+        for each in interested:
+            each.on_exit()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interest:
+    """One who wants to hear of an exit, until ``close``."""
+
+    watches: ExitWatches
+    process: Process
+    on_exit: Callable[[], None]
+
+    def close(self) -> None:
+        """Stop. Twice is fine."""
+        self.watches.forget(self)
+
+
 def _has_exited(pidfd: int) -> bool:
     import select
 

@@ -72,6 +72,10 @@ class KernelRow:
     """Somebody wants it to stay in its tier."""
     tier_since: float = 0.0
     """When it came into its tier, in seconds since 1970."""
+    slept_s: float = 0.0
+    """How long it was hibernated the last time."""
+    lost: tuple[Mapping[str, str], ...] = ()
+    """What was not as before when it woke the last time (``snapshot.outside.Lost``)."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,6 +96,8 @@ class KernelRow:
             "paused": self.paused,
             "pinned": self.pinned,
             "tier_since": self.tier_since,
+            "slept_s": self.slept_s,
+            "lost": [dict(each) for each in self.lost],
         }
 
     @classmethod
@@ -115,4 +121,6 @@ class KernelRow:
             paused=bool(body.get("paused", False)),
             pinned=bool(body.get("pinned", False)),
             tier_since=float(body.get("tier_since", 0.0)),
+            slept_s=float(body.get("slept_s", 0.0)),
+            lost=tuple(body.get("lost", ())),
         )

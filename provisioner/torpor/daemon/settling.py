@@ -11,7 +11,7 @@ from torpor.daemon.kernel import Kernel
 from torpor.daemon.launch import CLOSE_S
 from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
-from torpor.daemon.processes import ExitWatch, Process
+from torpor.daemon.processes import ExitWatches, Process
 from torpor.daemon.records import SandboxRow
 from torpor.daemon.steps import Steps
 from torpor.daemon.tasks import Tasks
@@ -29,6 +29,7 @@ class Settling:
         self.always = 0
         """So many tasks run for as long as the daemon does."""
         self._parts = parts
+        self._watches = ExitWatches()
 
     @property
     def idle(self) -> bool:
@@ -90,7 +91,7 @@ class Settling:
             if kernel.row.kernel_id in self._parts.registry.kernels:
                 self._parts.registry.put_kernel(kernel.row)
         if owner is not None:
-            kernel.owner_watch = ExitWatch(owner, lambda: self._owner_died(kernel))
+            kernel.owner_watch = self._watches.watch(owner, lambda: self._owner_died(kernel))
 
     def _owner_died(self, kernel: Kernel) -> None:
         with about(kernel.row.kernel_id):

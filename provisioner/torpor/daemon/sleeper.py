@@ -25,7 +25,7 @@ from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
 from torpor.daemon.transfers import Transfer
-from torpor.daemon.waking import Waking, Watch
+from torpor.daemon.waking import Waking, Watch, notice
 from torpor.errors import (
     BackendUnavailable,
     Busy,
@@ -241,6 +241,7 @@ class Sleeper:
             generation=kernel.row.generation,
             seconds=round(time.monotonic() - started, 3),
             slept_s=round(slept_s, 1),
+            lost=list(kernel.row.lost),
         )
         self._parts.stores.news.set()
 
@@ -346,10 +347,12 @@ class Sleeper:
         if template is None:
             raise ConfigError(f"there is no template {row.template!r} any more")
         try:
-            told = await parts.bridge.rpc(row.kernel_id, "mapped", {}, timeout_s=_MAPPED_S)
+            told = await parts.bridge.rpc(
+                row.kernel_id, "mapped", {"workspace": handle.workspace}, timeout_s=_MAPPED_S
+            )
         except BridgeRefused as exc:
             raise Busy(f"the guest of kernel {row.kernel_id} does not answer: {exc}") from exc
-        mapped = [each for each in told.get("files") or [] if isinstance(each, str)]
+        mapped = [each for each in _listed(told.get("files")) if isinstance(each, str)]
         build = await parts.backend.build()
         saved = await saving.save()
         try:
@@ -362,6 +365,8 @@ class Sleeper:
                 build=build,
                 memory=memory,
                 mapped=mapped,
+                opened=_listed(told.get("open")),
+                peers=_listed(told.get("peers")),
                 kernel_generation=kernel.guest.generation,
                 name=name,
             )
@@ -390,7 +395,7 @@ class Sleeper:
         kernel.frozen = False
         if kernel.row.status is Status.LIVE:
             self._put(kernel, paused=False)
-        await self._tell("release", kernel)
+        await self._tell("release", kernel, notice=notice(kernel.row))
 
     async def _require_free(self, kernel_id: str, name: str) -> None:
         await self._parts.snapshots.require_free(kernel_id, name)
@@ -416,3 +421,8 @@ def _fetching(kernel: Kernel, transfer: Transfer) -> None:
     """Say how far a fetch is; called from the thread that fetches."""
     kernel.moving = "fetching"
     kernel.outlook = f"asleep: its snapshot is fetched, {transfer.percent} %"
+
+
+def _listed(said: object) -> list[Any]:
+    """Give what a guest said where a list is expected."""
+    return said if isinstance(said, list) else []

@@ -23,6 +23,7 @@ from torpor.daemon.records import KernelRow
 from torpor.errors import Busy, SandboxError, SnapshotUnusable
 from torpor.golden import fingerprint
 from torpor.python_prefix import within
+from torpor.snapshot import outside
 from torpor.snapshot.build import Listed, Snapshot
 from torpor.snapshot.environment import Contents, changed, keep_digests, kept_digests
 from torpor.snapshot.manifest import Ancestor, SnapshotManifest, check_name
@@ -53,6 +54,8 @@ class Snapshots:
         build: Build,
         memory: Mapping[str, Any],
         mapped: list[str],
+        opened: list[Any],
+        peers: list[Any],
         kernel_generation: int,
         name: str = "",
     ) -> Snapshot:
@@ -69,6 +72,7 @@ class Snapshots:
                 image.rmdir()
                 saved.folder.rename(image)
                 seen = [path for path in mapped if any(within(path, top) for top in saved.shown)]
+                others = sorted(set(mapped).difference(seen))
                 manifest = SnapshotManifest(
                     kernel_id=row.kernel_id,
                     name=name,
@@ -95,6 +99,7 @@ class Snapshots:
                     kernel_generation=kernel_generation,
                     memory=memory,
                     environment=fingerprint.take(seen, ()),
+                    outside=outside.take(handle.workspace, [*opened, *others], peers),
                 )
                 return self.store.publish(draft, manifest)
             except BaseException:

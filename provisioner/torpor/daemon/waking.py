@@ -19,14 +19,17 @@ from torpor.daemon.logs import log
 from torpor.daemon.machine import available_bytes
 from torpor.daemon.parts import Parts
 from torpor.daemon.plan import fifos
-from torpor.daemon.records import SandboxRow
-from torpor.errors import AtCapacity, BackendUnavailable, LaunchError
+from torpor.daemon.records import KernelRow, SandboxRow
+from torpor.errors import AtCapacity, BackendUnavailable, LaunchError, SnapshotUnusable
 from torpor.lifecycle import Status
+from torpor.snapshot import outside
 from torpor.snapshot.build import Snapshot
 from torpor.template import MIB, Template
 
 _LINK_S = 30.0
 _CHECK_S = 10.0
+_MOST_LINES = 10
+_MOST_CHARS = 300
 _SPARE_BYTES = 64 * MIB
 """What a restored sandbox needs besides what is in its snapshot."""
 
@@ -53,17 +56,25 @@ class Waking:
         snapshot = await parts.snapshots.usable(row, template, await parts.backend.build())
         assert template is not None  # "usable" refuses where there is none
         _require_memory(snapshot)
+        manifest = snapshot.manifest
+        lost = await asyncio.to_thread(outside.lost, manifest.workspace, manifest.outside)
         with parts.snapshots.held(snapshot):
             try:
                 async with asyncio.timeout(WAKE_S):
                     sandbox = await self._restore(kernel, template, snapshot)
             except TimeoutError as exc:
                 raise LaunchError(f"restoring it took more than {WAKE_S:g} s") from exc
+            except LaunchError as exc:
+                if why := outside.why_not_restored(lost):
+                    raise SnapshotUnusable(why) from exc
+                raise
         kernel.row = replace(
             row,
             status=Status.LIVE,
             sandbox_id=sandbox.sandbox_id,
             reason=None,
+            slept_s=max(0.0, time.time() - row.tier_since) if row.tier_since else 0.0,
+            lost=tuple(each.to_json() for each in lost),
             tier_since=time.time(),
         )
         try:
@@ -72,7 +83,8 @@ class Waking:
             kernel.row = row
             raise
         kernel.shut_down = None
-        await self._tell("release", kernel)  # if that fails: the next bridge has it awake
+        # If that fails: the next bridge has it awake.
+        await self._tell("release", kernel, notice=notice(kernel.row))
         kernel.moving = ""
         kernel.notify()
         await parts.snapshots.answered(kernel.row)
@@ -148,6 +160,16 @@ class Waking:
             raise LaunchError(f"the restored kernel does not answer: {exc}") from exc
 
 
+def notice(row: KernelRow) -> str:
+    """Give what the clients of a kernel are told after its last wake; "" when nothing was lost."""
+    if not row.lost:
+        return ""
+    lines = outside.words(row.lost)
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    head = f"This kernel was hibernated for {length(row.slept_s)}. Not all is as it was:"
+    return "\n  ".join([head, *(line[:_MOST_CHARS] for line in lines[:_MOST_LINES]), *more]) + "\n"
+
+
 def _require_memory(snapshot: Snapshot) -> None:
     needed, there = snapshot.manifest.size_bytes + _SPARE_BYTES, available_bytes()
     if needed > there:
@@ -155,3 +177,11 @@ def _require_memory(snapshot: Snapshot) -> None:
             f"its memory of {needed // MIB} MiB does not fit: this machine has {there // MIB} left",
             hint="close or hibernate other kernels, then ask again; the snapshot is kept",
         )
+
+
+def length(seconds: float) -> str:
+    """Say how long something took, roughly."""
+    for unit, each in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * each:
+            return f"{seconds / each:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -39,6 +39,8 @@ SIDECARS_AT = f"{_RUNSC}/gvisor-bin"
 CONFIG = f"{BUNDLE}/config.json"
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _COVERED = (HOME, "/tmp", "/var/tmp", "/dev", "/proc", "/sys")
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/"}
+"""Of runsc itself."""
 OOM_SCORE_ADJ = 300
 
 
@@ -146,7 +148,7 @@ def launch_plan(
         "tree": tree,
         "argv": runsc_argv(sandbox_id, overlay_bytes=overlay_bytes, image=restored_from),
         # The folder is there for people who look at processes; runsc cannot see it.
-        "env": {"PATH": "/usr/bin:/bin", "HOME": "/", "TORPOR_SANDBOX": directory},
+        "env": {**ENVIRONMENT, "TORPOR_SANDBOX": directory},
         "oom_score_adj": OOM_SCORE_ADJ,
     }
 
@@ -156,7 +158,7 @@ def runsc_argv(
 ) -> list[str]:
     """Give the command line that the launcher becomes, with paths of its own tree."""
     start = ["run"] if image is None else ["restore", f"--image-path={image}"]
-    return [*_runsc_flags(overlay_bytes), *start, f"--bundle={BUNDLE}", sandbox_id]
+    return [*runsc_flags(overlay_bytes), *start, f"--bundle={BUNDLE}", sandbox_id]
 
 
 def checkpoint_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
@@ -165,10 +167,11 @@ def checkpoint_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
     The sandbox does not survive it, whether it succeeds or not.
     """
     save = ["checkpoint", f"--image-path={IMAGE}", "--compression=none"]
-    return [*_runsc_flags(overlay_bytes), *save, sandbox_id]
+    return [*runsc_flags(overlay_bytes), *save, sandbox_id]
 
 
-def _runsc_flags(overlay_bytes: int | None) -> list[str]:
+def runsc_flags(overlay_bytes: int | None) -> list[str]:
+    """Give runsc's path in the launcher's tree and the flags before its command."""
     overlay = "none" if overlay_bytes is None else f"all:memory,size={overlay_bytes}"
     return [
         RUNSC_AT,

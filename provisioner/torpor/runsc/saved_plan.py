@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ from torpor.runsc.plan import (
     BOOT_FILE,
     BUNDLE,
     CONFIG,
+    ENVIRONMENT,
     IMAGE,
     LOG,
     RUNSC_AT,
@@ -19,6 +21,7 @@ from torpor.runsc.plan import (
     SIDECARS_AT,
     Machine,
     bind,
+    runsc_flags,
 )
 
 
@@ -72,7 +75,7 @@ def restored_plan(
         "stdio": [f"{directory}/{name}" for name in ("to_guest", "from_guest", "guest_stderr")],
         "tree": tree,
         "argv": [*flags, *restore],
-        "env": {**plan["env"], "TORPOR_SANDBOX": directory},
+        "env": {**ENVIRONMENT, "TORPOR_SANDBOX": directory},
     }
 
 
@@ -105,6 +108,19 @@ def written_paths(plan: Mapping[str, Any]) -> set[str]:
         and not entry.get("device")
         and entry["at"] not in (LOG, SAVE)
     }
+
+
+def foreign_flags(plan: Mapping[str, Any]) -> list[str]:
+    """Give what of runsc's command line is not what Torpor starts sandboxes with."""
+    program, *flags = _flags_of(plan["argv"])
+    usual = runsc_flags(None)
+    odd = [] if program == usual[0] else [program]
+    for flag in flags:
+        overlay = re.fullmatch(r"--overlay2=all:memory,size=[0-9]+", flag)
+        if flag not in usual and not overlay:
+            odd.append(flag)
+    given = {flag.partition("=")[0] for flag in flags}
+    return odd + [each for each in usual[1:] if each.partition("=")[0] not in given]
 
 
 def covered_places(plan: Mapping[str, Any]) -> set[str]:

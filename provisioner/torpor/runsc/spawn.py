@@ -116,11 +116,11 @@ class Beside:
 
     def __init__(self, pid: int, owner: tuple[int, int] | None, argv: Sequence[str]) -> None:
         self._argv = ["join", str(pid), *map(str, owner or ("-", "-")), *argv]
-        self._process: asyncio.subprocess.Process | None = None
+        self._spawned: asyncio.Task[asyncio.subprocess.Process] | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Make the process that will run them: starting it takes longer than what it does."""
-        self._process = await asyncio.create_subprocess_exec(
+        start = asyncio.create_subprocess_exec(
             sys.executable,
             *("-I", "-S", "-E", str(LAUNCHER)),
             *self._argv,
@@ -131,34 +131,42 @@ class Beside:
             cwd="/",
             start_new_session=True,
         )
+        self._spawned = asyncio.create_task(start, name="run beside")
 
     async def run(self, *, within_s: float) -> None:
-        """Run them to their end. If cancelled or out of time, what runs is killed first. Once.
+        """Run them to their end. Once.
+
+        If cancelled or out of time, what runs is killed first, and gone, however often that happens.
 
         Raises:
             LaunchError: one failed; what it said is in the message.
             TimeoutError: they took too long.
+            OSError: there is no process to be had.
         """
-        assert self._process is not None
+        assert self._spawned is not None
         try:
             async with asyncio.timeout(within_s):
-                said, _ = await self._process.communicate(b"go\n")
+                process = await asyncio.shield(self._spawned)
+                said, _ = await process.communicate(b"go\n")
         finally:
             await self.aclose()
-        if self._process.returncode != 0:
+        if process.returncode != 0:
             text = said.decode("utf-8", "replace").strip()
-            raise LaunchError(f"runsc failed ({self._process.returncode}): {_gist(text)}")
+            raise LaunchError(f"runsc failed ({process.returncode}): {_gist(text)}")
 
     async def aclose(self) -> None:
-        """Leave nothing of it. Twice is fine."""
-        if self._process is None:
+        """Leave nothing of it, also when cancelled. Twice is fine."""
+        if self._spawned is None:
             return
-        stdin, _ = _pipes(self._process)
-        stdin.close()
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.communicate()  # also reads its pipe to the end, which closes it
+        ending = asyncio.create_task(_end(self._spawned), name="end of what ran beside")
+        cancelled = None
+        while not ending.done():
+            try:
+                await asyncio.wait({ending})  # unlike ``await ending``, does not cancel it
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
 
 
 async def run_beside(
@@ -169,11 +177,22 @@ async def run_beside(
     Raises as ``Beside.run``.
     """
     beside = Beside(pid, owner, argv)
+    beside.start()
+    await beside.run(within_s=within_s)
+
+
+async def _end(spawned: asyncio.Task[asyncio.subprocess.Process]) -> None:
+    """Kill a program that may not even have started, and wait until it is gone."""
     try:
-        await beside.start()
-        await beside.run(within_s=within_s)
-    finally:
-        await beside.aclose()
+        process = await spawned
+    except OSError:
+        return  # there never was one
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+    await process.wait()
 
 
 def _gist(text: str) -> str:

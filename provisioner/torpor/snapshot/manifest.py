@@ -17,6 +17,7 @@ from torpor.golden import fields as read
 from torpor.golden.fingerprint import Fingerprint, parse_fingerprint
 from torpor.golden.manifest import ImageFile, image_file, sealed
 from torpor.snapshot.errors import SnapshotUnusable
+from torpor.snapshot.outside import Outside, parse_outside
 from torpor.template import WorkspaceMode
 
 VERSION = 1
@@ -42,7 +43,8 @@ class SnapshotManifest:
     was never restored; of another kernel after a fork; not always the generation before, after a
     rollback. ``plan_digest``: of how the sandbox was made. ``read_only``: how its workspace was
     mounted. ``kernel_generation``: which process of the guest the kernel is. ``memory``: what the
-    bridge knew of the kernel and its link, in its own shape.
+    bridge knew of the kernel and its link, in its own shape. ``outside``: what it held that is not in
+    the image; manifests that were written before there was such a field have nothing.
 
     Raises SnapshotUnusable for a kernel id, a name or generations that cannot be.
     """
@@ -67,6 +69,7 @@ class SnapshotManifest:
     guest_key: str = field(repr=False)
     kernel_generation: int
     memory: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    outside: Outside = field(default_factory=Outside)
     environment: Fingerprint = field(repr=False)
     files: Mapping[str, ImageFile] = field(default_factory=dict)
 
@@ -111,6 +114,7 @@ class SnapshotManifest:
             "parent": parent,
             "workspace_mode": self.workspace_mode.value,
             "environment": self.environment.to_json(),
+            "outside": self.outside.to_json(),
             "files": files,
             "size_bytes": self.size_bytes,
         }
@@ -219,6 +223,7 @@ def _manifest(body: Mapping[str, Any]) -> SnapshotManifest:
         guest_key=read.text(body, "guest_key"),
         kernel_generation=read.count(body, "kernel_generation"),
         memory=read.mapping(body, "memory"),
+        outside=parse_outside(read.mapping(body, "outside") if "outside" in body else None),
         environment=parse_fingerprint(body.get("environment")),
         files={name: image_file(name, row) for name, row in read.mapping(body, "files").items()},
     )

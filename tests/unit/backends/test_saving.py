@@ -12,7 +12,7 @@ from torpor.backends.base import Image, SandboxSpec
 from torpor.backends.local_layout import Layout
 from torpor.backends.local_saving import SHAPE, prepare_saved
 from torpor.errors import LaunchError
-from torpor.runsc.plan import bind
+from torpor.runsc.plan import bind, runsc_flags
 from torpor.template import Template
 
 Change = Callable[[dict[str, Any]], None]
@@ -32,7 +32,7 @@ def shape(folder: Path, covered: tuple[str, ...] = ()) -> dict[str, Any]:
         "build_at": "/there/k/s1/root",
         "sandbox_id": "s1",
         "env": {"TORPOR_SANDBOX": "/there/k/s1"},
-        "argv": ["/runsc/runsc", "--root=/run", "run", "--bundle=/bundle", "s1"],
+        "argv": [*runsc_flags(1 << 20), "run", "--bundle=/bundle", "s1"],
         "workspace": {"path": str(folder / "ws"), "mode": "rw", "reason": ""},
         "tree": [
             bind("/there/runsc", "/runsc/runsc"),
@@ -93,6 +93,25 @@ def a_home(saved: dict[str, Any]) -> None:
     ]
 
 
+def with_host_sockets(saved: dict[str, Any]) -> None:
+    saved["argv"] = [each.replace("uds=none", "uds=all") for each in saved["argv"]]
+
+
+def without_seccomp(saved: dict[str, Any]) -> None:
+    saved["argv"].remove("--oci-seccomp")
+
+
+def with_a_lower_filestore(saved: dict[str, Any]) -> None:
+    saved["argv"] = [
+        "--overlay2=all:dir=/etc" if each.startswith("--overlay2") else each
+        for each in saved["argv"]
+    ]
+
+
+def another_program(saved: dict[str, Any]) -> None:
+    saved["argv"][0] = "/bin/sh"
+
+
 def damaged(saved: dict[str, Any]) -> None:
     del saved["tree"][2]
 
@@ -104,6 +123,10 @@ def damaged(saved: dict[str, Any]) -> None:
         (writing_elsewhere, "could write to .*/elsewhere"),
         (writing_where_it_may_read, "could write to .*/ws"),
         (a_home, "cannot be shown here: .* is a home folder"),
+        (with_host_sockets, "other flags of runsc: --host-uds=all"),
+        (without_seccomp, "other flags of runsc: --oci-seccomp"),
+        (with_a_lower_filestore, "other flags of runsc: --overlay2=all:dir=/etc"),
+        (another_program, "other flags of runsc: /bin/sh"),
         (damaged, "shape is damaged"),
     ],
 )

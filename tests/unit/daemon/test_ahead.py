@@ -64,7 +64,7 @@ class Machine:
             async def exited(self, handle: Any) -> None:
                 await machine.dead.wait()
 
-        async def get(*_: object) -> Snapshot:
+        def get(*_: object) -> Snapshot:
             return SNAPSHOT
 
         async def free(sandbox_id: str) -> None:
@@ -76,7 +76,7 @@ class Machine:
         return SimpleNamespace(
             backend=Backend(),
             registry=SimpleNamespace(put_sandbox=put),
-            snapshots=SimpleNamespace(get=get),
+            snapshots=SimpleNamespace(store=SimpleNamespace(get=get)),
             paths=SimpleNamespace(kernels=Path("/k")),
             unclaimed=set(),
             free_sandbox=free,
@@ -130,7 +130,7 @@ def sleeper(kernel_id: str = "k") -> Kernel:
 
 async def settled() -> None:
     for _ in range(20):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # threads take part
 
 
 async def test_it_becomes_the_kernels(world: World) -> None:
@@ -206,7 +206,9 @@ async def test_it_is_for_another_generation(world: World) -> None:
     kernel = sleeper()
     world.ahead.wanted(kernel)
     await settled()
-    other = cast(Snapshot, SimpleNamespace(manifest=SimpleNamespace(generation=2)))
+    other = cast(
+        Snapshot, SimpleNamespace(manifest=SimpleNamespace(generation=2), image=Path("/i"))
+    )
     assert await world.ahead.go(kernel, other) is None
     await settled()
     assert world.clean()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from torpor.daemon.processes import (
     ExitWatch,
+    ExitWatches,
     Process,
     boot_id,
     peer_of,
@@ -101,3 +102,23 @@ def test_who_is_at_the_other_end(tmp_path):
                 child.kill()
                 child.wait()
                 assert peer_process(end) is None
+
+
+async def test_many_watch_one_process_with_one_descriptor(sleeper):
+    process, told = process_of(sleeper.pid), []
+    before = len(os.listdir("/proc/self/fd"))
+    watches = ExitWatches()
+    first, second, third = (
+        watches.watch(process, lambda each=each: told.append(each)) for each in range(3)
+    )
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    second.close()
+    second.close()
+    sleeper.kill()
+    async with asyncio.timeout(3):
+        while len(told) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert told == [0, 2]
+    for each in (first, second, third):
+        each.close()
+    assert len(os.listdir("/proc/self/fd")) == before
