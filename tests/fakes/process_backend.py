@@ -37,8 +37,8 @@ from torpor.backends.base import (
     SandboxSpec,
     Saving,
 )
-from torpor.backends.local_freezer import freeze, thaw
 from torpor.errors import LaunchError, ProgramNotFound
+from torpor.runsc.family import family
 
 GUEST = Path(torpor_guest.__path__[0])
 LINK = Path(torpor.link.__path__[0])
@@ -102,10 +102,12 @@ class ProcessBackend:
         """Nothing was ever paused."""
 
     async def freeze(self, handle: Handle) -> None:
-        await freeze(handle)
+        for each in family(handle.pid):
+            os.kill(each.pid, signal.SIGSTOP)
 
     async def thaw(self, handle: Handle) -> None:
-        await thaw(handle)
+        for each in reversed(family(handle.pid)):
+            os.kill(each.pid, signal.SIGCONT)
 
     async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
         raise LaunchError("there is no gVisor here that could restore anything")

@@ -243,10 +243,15 @@ class Backend(Protocol):
 
         Raises:
             SandboxGone: it has ended, or cannot be stopped and goes on.
+            LaunchError: this machine refused; it goes on.
         """
 
     async def thaw(self, handle: Handle) -> None:
-        """Let a frozen sandbox go on; one that runs is fine. Raises SandboxGone."""
+        """Let a frozen sandbox go on; one that runs is fine.
+
+        Raises:
+            SandboxGone: it has ended, or will not go on.
+        """
 
     async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
         """Do as ``prepare`` for a sandbox that ``start`` restores from a saved one, ``spec.image``.

@@ -25,12 +25,12 @@ from torpor.backends.local_byte_code import compile_folders
 from torpor.backends.local_cgroups import Cgroups, find_cgroups
 from torpor.backends.local_design import Design, GuestCode, User, design, installed_guest
 from torpor.backends.local_faults import machine_error
-from torpor.backends.local_freezer import freeze, thaw
+from torpor.backends.local_freezer import go_on, stop
 from torpor.backends.local_layout import Layout
 from torpor.backends.local_lineage import lineage, processor
-from torpor.backends.local_saving import Saving, prepare_saved, resume, take_back
+from torpor.backends.local_saving import Saving, pause, prepare_saved, resume, take_back
 from torpor.backends.local_slots import FIRST_UID, UIDS, UidSlots, has_every_uid
-from torpor.errors import LaunchError, SandboxError
+from torpor.errors import LaunchError, SandboxError, SandboxGone
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
 from torpor.runsc.plan import Machine, checkpoint_argv
@@ -204,10 +204,32 @@ class LocalBackend:
         )
 
     async def freeze(self, handle: Handle) -> None:
-        await freeze(handle)
+        if await stop(handle):
+            return
+        go_on(handle)
+        paused = Layout(Path(handle.directory)).paused
+        try:
+            paused.touch(mode=0o600)
+            await pause(handle, self._owner(handle))
+            if not await stop(handle):
+                raise SandboxGone(f"sandbox {handle.sandbox_id} cannot be stopped: it goes on")
+        except BaseException as exc:
+            try:
+                await run_to_end(self.thaw(handle), within_s=_UNDO_S, name="thaw")
+            except SandboxError as again:
+                exc.add_note(f"and it could not be thawed: {again}")
+            raise
 
     async def thaw(self, handle: Handle) -> None:
-        await thaw(handle)
+        go_on(handle)
+        paused = Layout(Path(handle.directory)).paused
+        if not paused.exists():
+            return
+        try:
+            await resume(handle, self._owner(handle))
+        except LaunchError as exc:
+            raise SandboxGone(f"sandbox {handle.sandbox_id} does not go on: {exc}") from exc
+        paused.unlink(missing_ok=True)
 
     def _owner(self, handle: Handle) -> tuple[int, int] | None:
         return (handle.uid, handle.uid) if self.slots else None

@@ -1,8 +1,9 @@
-"""Stop all processes of a sandbox where they are, and let them go on: milliseconds, no runsc.
+"""Stop a sandbox where it is, and let it go on: milliseconds, no runsc.
 
-A stop signal each, sandbox process first: what that would start is not started any more. Everything
-that a sandbox runs descends from its first process, which is process 1 of its pid namespace, so
-nothing of it can get away; only a process that forks just now needs a second look.
+A stop signal to each of runsc's own processes: the sandbox's first and its children, the sentry among
+them, without which no system call and no page fault of the sandbox is served. The processes below the
+sentry, in which gVisor's systrap platform runs the sandbox's code, must never get one: stopped and
+continued some twenty times they give the kernel a segmentation fault (tests/e2e/test_freezing.py).
 """
 
 from __future__ import annotations
@@ -15,29 +16,46 @@ from collections.abc import Iterable
 from torpor.backends.base import Handle
 from torpor.errors import SandboxGone
 from torpor.runsc import pidfd
-from torpor.runsc.family import Member, family
+from torpor.runsc.family import Member, family, works
 
 _LOOKS = 50
+_REST_LOOKS = 10
 _PAUSE_S = 0.002
 _STOPPED = frozenset("TtZX")
 
 
-async def freeze(handle: Handle) -> None:
-    """Do as ``Backend.freeze``."""
+async def stop(handle: Handle) -> bool:
+    """Stop runsc's processes; twice is fine. False when the sandbox computes on without them.
+
+    Raises:
+        SandboxGone: it has ended, or cannot be stopped and goes on.
+    """
     for _ in range(_LOOKS):
-        running = [each.pid for each in _members(handle) if each.state not in _STOPPED]
+        running = [each.pid for each in _own(handle) if each.state not in _STOPPED]
         if not running:
-            return
+            return await _rests(handle)
         _send(running, signal.SIGSTOP)
         await asyncio.sleep(_PAUSE_S)
-    await thaw(handle)
+    go_on(handle)
     raise SandboxGone(f"sandbox {handle.sandbox_id} cannot be stopped: it goes on")
 
 
-async def thaw(handle: Handle) -> None:
-    """Do as ``Backend.thaw``."""
+def go_on(handle: Handle) -> None:
+    """Undo ``stop``; one that runs is fine. Raises SandboxGone: it has ended."""
     # The first process last: it must not find its children dead to the world.
-    _send([each.pid for each in reversed(_members(handle))], signal.SIGCONT)
+    _send([each.pid for each in reversed(_own(handle))], signal.SIGCONT)
+
+
+async def _rests(handle: Handle) -> bool:
+    for _ in range(_REST_LOOKS):
+        if not any(works(each.pid) for each in _members(handle)):
+            return True
+        await asyncio.sleep(_PAUSE_S)
+    return False
+
+
+def _own(handle: Handle) -> list[Member]:
+    return [each for each in _members(handle) if handle.pid in (each.pid, each.parent)]
 
 
 def _members(handle: Handle) -> list[Member]:

@@ -6,6 +6,7 @@
         to_guest, from_guest, guest_stderr     the link's FIFOs
         launch.plan      everything the launcher is told (holds the private key and the environment)
         shape.json       the same without secrets, for as long as the sandbox lives
+        paused           empty; there while the sandbox was paused to freeze it
         save/            where runsc writes a checkpoint of the running sandbox
         cgroups          one folder a line, written before they are made
         sandbox.json     the Handle, as soon as there is a process
@@ -49,6 +50,11 @@ class Layout:
     @property
     def groups(self) -> Path:
         return self.directory / "cgroups"
+
+    @property
+    def paused(self) -> Path:
+        """There while runsc has, or may have, paused the sandbox to freeze it."""
+        return self.directory / "paused"
 
     @property
     def save(self) -> Path:

@@ -90,6 +90,18 @@ class Saving:
         return Saved(self._folder, hashlib.sha256(text).hexdigest(), _shown(self._shape))
 
 
+async def pause(handle: Handle, owner: Owner) -> None:
+    """Have runsc stop everything that the sandbox computes. Raises LaunchError; then it goes on."""
+    try:
+        shape = Layout(Path(handle.directory)).read_shape()
+        argv = save_argvs(shape["argv"], "")[0]
+        await run_beside(handle.pid, owner, argv, within_s=_RESUME_S)
+    except TimeoutError as exc:
+        raise LaunchError(f"the sandbox was not paused within {_RESUME_S:g} s") from exc
+    except (OSError, ValueError, KeyError) as exc:
+        raise LaunchError(f"the sandbox cannot be paused: {exc!r}") from exc
+
+
 async def resume(handle: Handle, owner: Owner) -> None:
     """Do as ``Backend.resume``."""
     try:

@@ -7,7 +7,6 @@ the sandbox is the kernel, and a later daemon lets it go on (``settle``); from t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -390,8 +389,12 @@ class Sleeper:
 
     async def _go_on(self, kernel: Kernel, handle: Handle) -> None:
         """Let a sandbox that may be frozen go on, and its messages flow."""
-        with contextlib.suppress(SandboxGone):
+        try:
             await self._parts.backend.thaw(handle)
+        except SandboxGone as exc:
+            if await self._parts.backend.alive(handle):
+                log("sandbox does not go on", level=logging.ERROR, error=exc)
+                kernel.sandbox_ended(f"it could not be let go on: {exc}")
         kernel.frozen = False
         if kernel.row.status is Status.LIVE:
             self._put(kernel, paused=False)

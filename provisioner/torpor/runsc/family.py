@@ -14,6 +14,7 @@ class Member:
     """One process: its state as in ``/proc/PID/stat`` and the processor time it has used."""
 
     pid: int
+    parent: int
     state: str
     cpu_s: float
 
@@ -24,9 +25,8 @@ def family(pid: int) -> list[Member]:
     members: dict[int, Member] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and (seen := _stat(entry.path)) is not None:
-            parent, member = seen
-            members[member.pid] = member
-            children.setdefault(parent, []).append(member.pid)
+            members[seen.pid] = seen
+            children.setdefault(seen.parent, []).append(seen.pid)
     found: list[Member] = []
     left = [pid]
     while left:
@@ -37,11 +37,25 @@ def family(pid: int) -> list[Member]:
     return found
 
 
-def _stat(folder: str) -> tuple[int, Member] | None:
+def works(pid: int) -> bool:
+    """Whether any thread of a process is running, or would if it were let."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return False
+    return any(
+        seen.state == "R"
+        for thread in threads
+        if (seen := _stat(f"/proc/{pid}/task/{thread}")) is not None
+    )
+
+
+def _stat(folder: str) -> Member | None:
     try:
         text = Path(folder, "stat").read_bytes()
     except OSError:
         return None
     fields = text.rpartition(b")")[2].split()  # from field 3 on: proc_pid_stat(5)
     used_s = (int(fields[11]) + int(fields[12])) / _TICKS
-    return int(fields[1]), Member(int(os.path.basename(folder)), fields[0].decode(), used_s)
+    pid = int(os.path.basename(folder))
+    return Member(pid, int(fields[1]), fields[0].decode(), used_s)
