@@ -22,6 +22,7 @@ from torpor.backends.local_workspace import grant_workspace
 from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc.oci import ROOTFS
+from torpor.runsc.plan import is_folder_mount
 from torpor.runsc.saved_plan import (
     covered_places,
     foreign_flags,
@@ -206,7 +207,9 @@ def _shown(shape: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         entry["from"]
         for entry in shape["tree"]
-        if entry["do"] == "bind" and entry["read_only"] and entry["at"] == ROOTFS + entry["from"]
+        if entry["do"] == "bind"
+        and entry["read_only"]
+        and (entry["at"] == ROOTFS + entry["from"] or is_folder_mount(entry["at"]))
     )
 
 

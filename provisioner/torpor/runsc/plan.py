@@ -295,6 +295,15 @@ def _own_place(workspace: WorkspaceMount | None, image: ImageFolder | None) -> l
     return [{"do": "point", "at": ROOTFS + workspace.path}]
 
 
+def is_folder_mount(at: str) -> bool:
+    """Whether that place in the tree is mounted for the sandbox under its path on the host.
+
+    The environment is where something writable would cover it: in the private home, in ``/tmp``. The
+    workspace is not meant.
+    """
+    return at.startswith("/m/") and at != "/m/workspace"
+
+
 def _mount_sources(
     mounts: Iterable[FolderMount], workspace: WorkspaceMount | None
 ) -> list[dict[str, Any]]:

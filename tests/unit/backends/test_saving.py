@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torpor.backends.base import Image, SandboxSpec
 from torpor.backends.local_layout import Layout
-from torpor.backends.local_saving import SHAPE, prepare_saved
+from torpor.backends.local_saving import SHAPE, _shown, prepare_saved
 from torpor.errors import LaunchError
 from torpor.runsc.plan import bind, runsc_flags
 from torpor.template import Template
@@ -136,6 +136,14 @@ def test_it_does_not_fit(folder: Path, change: Change, said: str) -> None:
     with pytest.raises(LaunchError, match=said):
         prepare(folder, saved)
     assert not (folder / "k/s2").exists()
+
+
+def test_environments_apart_from_the_root_count_as_shown(folder: Path) -> None:
+    """One below ``/tmp``, say, is a mount of its own: its libraries are compared all the same."""
+    saved = shape(folder)
+    saved["tree"].append(bind("/tmp/venv", "/m/f0"))
+    saved["tree"].append(bind("/tmp/venv/site", "/m/live0"))
+    assert _shown(saved) == (f"{folder}/lib", "/tmp/venv", "/tmp/venv/site")
 
 
 def test_torpors_own_folder_in_the_workspace(folder: Path) -> None:
