@@ -30,11 +30,15 @@ cp "$runsc" "$build/"
 ln -sfn gvisor/root/runsc "$home/.local/share/torpor/runsc"
 chown -R -h "$uid:$uid" "$base"
 
+# pytest keeps its folders below /tmp by the user's name, and refuses one that another uid left there.
+name=torpor-test-$uid
+rm -rf "/tmp/pytest-of-$name"
+
 # Only what reaches the package index and what the tests are told; nothing of root's besides.
-keep=(PATH=/usr/local/bin:/usr/bin:/bin HOME="$home" USER=torpor-test LOGNAME=torpor-test LANG=C.UTF-8)
-while IFS='=' read -r -d '' name value; do
-    case $name in
-    PIP_* | SSL_CERT_* | *_CA_BUNDLE | *_proxy | *_PROXY | CI) keep+=("$name=$value") ;;
+keep=(PATH=/usr/local/bin:/usr/bin:/bin HOME="$home" USER="$name" LOGNAME="$name" LANG=C.UTF-8)
+while IFS='=' read -r -d '' key value; do
+    case $key in
+    PIP_* | SSL_CERT_* | *_CA_BUNDLE | *_proxy | *_PROXY | CI) keep+=("$key=$value") ;;
     esac
 done < <(env -0)
 
