@@ -159,10 +159,11 @@ from pathlib import Path
 sys.path.insert(0, {repo!r})
 from tests.home import torpor_home
 from jupyter_client.manager import KernelManager
-import os, tempfile
+import os
 with torpor_home() as home:
     {before}
-    ws = tempfile.mkdtemp()
+    ws = str(home / "ws")
+    os.mkdir(ws)
     try:
         KernelManager(kernel_name="sandboxed").start_kernel(cwd=ws)
     except Exception as e:

@@ -150,7 +150,10 @@ time.sleep(600)
 def test_client(home: Path, tmp_path: Path, at: float) -> None:
     repo = str(Path(__file__).parents[2])
     code = CLIENT.format(repo=repo, cwd=str(tmp_path), code=WORKLOAD.format(n=5000, pause=0.002))
-    client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # its connection file outlives it
+    client = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env
+    )
     assert client.stdout is not None
     assert json.loads(client.stdout.readline())
     try:

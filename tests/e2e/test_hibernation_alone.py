@@ -88,7 +88,8 @@ def test_a_message_that_came_just_before(home: Path, tmp_path: Path, after_s: fl
                 break
         assert reply["content"]["status"] == "ok", reply["content"]
         assert value(agent, "x") == "2", "once"
-        assert len(daemons(home)) == 1
+        if after_s < 0.1:  # later it may have been awake already, and need no daemon
+            assert len(daemons(home)) == 1
 
 
 def test_a_daemon_that_was_stopped_stays_so(home: Path, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ class ProcessBackend:
 
     def start_params(self, spec: SandboxSpec) -> dict[str, Any]:
         home = {"HOME": "/tmp", "PATH": os.environ["PATH"]}
+        home["IPYTHONDIR"] = str(spec.directory / "ipython")  # else it is in the host's /tmp
         return {
             "argv": list(spec.argv),
             "env": {**home, **spec.template.env, **spec.env},

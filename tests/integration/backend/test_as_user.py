@@ -13,6 +13,7 @@ from tests.integration.unprivileged import REPOSITORY, as_user, user_env
 
 pytestmark = [
     pytest.mark.runsc,
+    pytest.mark.slow,  # `make test-user` runs all of them as an ordinary user anyway
     pytest.mark.skipif(os.geteuid() != 0, reason="is an ordinary user already"),
     pytest.mark.timeout(300),
 ]

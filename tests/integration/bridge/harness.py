@@ -25,6 +25,8 @@ from torpor.bridge.client import BridgeClient
 from torpor.bridge.spawn import ensure_bridge
 from torpor.paths import Paths
 
+from tests.host_kernels import host_env
+
 T = TypeVar("T")
 GUEST_KEY = "0123456789abcdef0123456789abcdef"
 IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -38,10 +40,9 @@ def paths_in(folder: Path) -> Paths:
 
 def start_params(argv: list[str] | None = None) -> dict[str, Any]:
     """Give StartParams for ipykernel, or for ``argv``."""
-    env = {"PATH": os.environ["PATH"], "HOME": "/tmp", "LANG": "C.UTF-8"}
     return {
         "argv": argv or IPYKERNEL,
-        "env": env,
+        "env": host_env(LANG="C.UTF-8"),
         "cwd": "/tmp",
         "start_timeout_s": 30,
         "kernel_name": "python3",

@@ -201,6 +201,9 @@ def jupyter(home, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(home.path / "jupyter"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(home.path / "jr"))
     monkeypatch.setenv("IPYTHONDIR", str(home.path / "ipython"))
+    # Managers that are killed or given up leave their connection files.
+    monkeypatch.setenv("TMPDIR", str(home.path))
+    monkeypatch.setattr(tempfile, "tempdir", str(home.path))
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", TOKEN)
     monkeypatch.setenv("JPY_PARENT_PID", "1")
     monkeypatch.chdir(home.path)

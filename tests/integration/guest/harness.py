@@ -21,6 +21,8 @@ from jupyter_client.session import Session
 from torpor.link import Channel, Link, Message, Opened, Role
 from torpor.link.fifo import FifoStream
 
+from tests.host_kernels import host_env
+
 KEY = "0123456789abcdef0123456789abcdef"
 IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 CHANNELS = (Channel.CONTROL, Channel.SHELL, Channel.STDIN, Channel.IOPUB)
@@ -28,7 +30,7 @@ CHANNELS = (Channel.CONTROL, Channel.SHELL, Channel.STDIN, Channel.IOPUB)
 
 def kernel_env(**more: str) -> dict[str, str]:
     """Give the whole environment of a test's kernel."""
-    return {"PATH": os.environ["PATH"], "HOME": "/tmp", "LANG": "C.UTF-8", **more}
+    return host_env(LANG="C.UTF-8", **more)
 
 
 def start_params(argv: list[str] | None = None, **changes: Any) -> dict[str, Any]:
