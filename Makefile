@@ -18,8 +18,9 @@ LAB_ARGS ?=
 PYTEST ?=
 SUITES ?=
 # What has nothing to do with the rights of whoever runs it is not run a second time as another user.
-ALIKE := $(addprefix tests/,unit/bridge unit/cli unit/lifecycle unit/link integration/bridge integration/daemon \
-	integration/stores e2e/test_fork.py e2e/test_hibernation_faults.py e2e/test_hibernation_model.py \
+ALIKE := $(addprefix tests/,unit/bridge unit/cli unit/daemon unit/guest unit/lifecycle unit/link unit/snapshot/remote \
+	integration/bridge integration/daemon integration/guest/test_guest.py integration/stores e2e/test_chaos.py \
+	e2e/test_fork.py e2e/test_hibernation_faults.py e2e/test_hibernation_model.py \
 	e2e/test_live_state.py e2e/test_rollback.py e2e/test_stores.py e2e/test_stores_faults.py e2e/test_hibernation_alone.py \
 	e2e/test_hibernation_cost.py e2e/test_hibernation_outside.py)
 

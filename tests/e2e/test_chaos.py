@@ -107,7 +107,7 @@ def test_kernel(home: Path, tmp_path: Path, at: float) -> None:
     kc.execute("import os, threading, time, signal")
     blow = f"threading.Timer({at}, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
     msg_id = kc.execute(blow + WORKLOAD.format(n=2000, pause=0.002))
-    got, idle = numbers(kc, msg_id, until=time.monotonic() + at + 3)
+    got, idle = numbers(kc, msg_id, until=time.monotonic() + at + 1)
     assert not idle
     assert got == list(range(len(got)))
     restart_after_death(km, kc)
@@ -124,7 +124,7 @@ def test_runsc(home: Path, tmp_path: Path, at: float) -> None:
     time.sleep(at)
     generator = random.Random(f"{SEED}-{at}")
     os.kill(generator.choice(sandbox_pids(home)), signal.SIGKILL)
-    got, idle = numbers(kc, msg_id, until=time.monotonic() + 3)
+    got, idle = numbers(kc, msg_id, until=time.monotonic() + 1)
     assert not idle
     assert got == list(range(len(got)))
     restart_after_death(km, kc)

@@ -73,7 +73,7 @@ def test_a_store_that_hangs_or_is_away(tmp_path: Path) -> None:
         url, key = "s3://bucket/torpor", str(a_key(tmp_path))
 
         def config(at: str) -> str:
-            more = {"options": s3_options(at), "key_file": key, "local": "drop", "timeout_s": 2}
+            more = {"options": s3_options(at), "key_file": key, "local": "drop", "timeout_s": 1}
             return store_config(url, **more)
 
         with (
@@ -108,7 +108,7 @@ def test_a_store_that_hangs_or_is_away(tmp_path: Path) -> None:
             assert {each["kernel_id"] for each in found["snapshots"]} >= {km.kernel_id}
             for each in (km, km2):
                 wait(lambda it=each: status(it) == "hibernated", lambda: str(state(km)), 60)
-            assert "no answer in 2 s" in str(state(km)["reason"])
+            assert "no answer in 1 s" in str(state(km)["reason"])
 
             with socket.socket() as unused:
                 unused.bind(("127.0.0.1", 0))
