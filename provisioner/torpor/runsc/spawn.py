@@ -26,6 +26,7 @@ class Spawned:
         self.pid = 0
         self.notes: tuple[str, ...] = ()
         self._starting: asyncio.Task[asyncio.subprocess.Process] | None = None
+        self._entering: asyncio.Task[None] | None = None
         self._running = False
 
     async def spawn(
@@ -39,9 +40,14 @@ class Spawned:
         Raises:
             LaunchError: this machine refused a step; the message says which and what to do.
         """
-        self._starting = asyncio.create_task(_start_launcher(plan, owner, cgroups))
+        self._starting = asyncio.create_task(_start_launcher(plan, owner))
         # A cancel must not hide a process that exists already: `aclose` has to find it.
         launcher = await asyncio.shield(self._starting)
+        # Entering a cgroup waits 10 ms and more for RCU: Python starts meanwhile.
+        self._entering = asyncio.create_task(_enter(launcher.pid, cgroups))
+        await asyncio.shield(self._entering)
+        with suppress(ConnectionError):  # it has died; its last words are read below
+            _pipes(launcher)[0].write(b"in\n")
         while not self.pid:
             line = await _pipes(launcher)[1].readline()
             if not self._understood(line):
@@ -92,6 +98,9 @@ class Spawned:
             launcher = await self._starting
         except OSError:
             return  # there never was one
+        if self._entering is not None:  # by its pid, which may be another's when it has gone
+            await asyncio.wait({self._entering})
+            self._entering.exception()  # ``spawn`` has raised it
         stdin, stdout = _pipes(launcher)
         stdin.close()  # the end of its input ends whatever has not become runsc
         try:
@@ -203,14 +212,28 @@ def _gist(text: str) -> str:
     return text[:600] or "no reason given"
 
 
-async def _start_launcher(
-    plan: Path, owner: tuple[int, int] | None, cgroups: Sequence[str]
-) -> asyncio.subprocess.Process:
+async def _enter(pid: int, cgroups: Sequence[str]) -> None:
+    """Put a process into cgroups; one that has died will say itself why. Raises LaunchError."""
+
+    def enter() -> None:
+        for folder in cgroups:
+            with open(f"{folder}/cgroup.procs", "wb", buffering=0) as file:
+                file.write(b"%d" % pid)
+
+    try:
+        if cgroups:
+            await asyncio.to_thread(enter)
+    except ProcessLookupError:
+        return
+    except OSError as exc:
+        raise failure(f"error cgroup {exc.errno or 0} {exc}".encode()) from exc
+
+
+async def _start_launcher(plan: Path, owner: tuple[int, int] | None) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         *("-I", "-S", "-E", str(LAUNCHER), str(plan)),
         *map(str, owner or ("-", "-")),
-        *cgroups,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

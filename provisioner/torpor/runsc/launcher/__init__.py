@@ -6,12 +6,13 @@ and lines of text, not JSON, and types that only the type checker imports.
 
 `torpor.runsc.spawn` starts it with arguments and speaks this protocol with it, in lines::
 
-    PLAN-FILE UID GID CGROUP-FOLDER...      UID and GID are - to keep the caller's own
+    PLAN-FILE UID GID                 UID and GID are - to keep the caller's own
 
+    stdin   in                        it is in its cgroups: what it makes from now on is, too
     stdout  note TEXT                 something had to be done differently
     stdout  pid NUMBER                the sandbox's first process, not running yet
     stdout  ready                     only with ``first`` in the plan: that has been run
-    stdin   go                        end of file instead of it: leave without a trace
+    stdin   go                        end of file instead of this or ``in``: leave without a trace
     stdout  (end of file)             runsc has taken over
     stdout  error STEP ERRNO TEXT     instead of any of the above: it is gone
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn
 
+_HIGH_FD = 252
+"""Just below where gVisor's sentry puts its stdio (``startingStdioFD`` in its runsc/boot/loader.go)."""
+
 _step = "request"
 _report = 1
 
@@ -30,10 +33,10 @@ def main(arguments: Sequence[str]) -> NoReturn:
     global _report
     try:
         _report = os.dup(1)  # closed when runsc takes over, unlike descriptor 1 itself
-        path, uid, gid, *cgroups = arguments
+        path, uid, gid = arguments
         with open(path, "rb") as file:
             plan = marshal.load(file)
-        _launch(plan, None if uid == "-" else (int(uid), int(gid)), cgroups)
+        _launch(plan, None if uid == "-" else (int(uid), int(gid)))
     except OSError as exc:
         _say(f"error {_step} {exc.errno or 0} {exc}")
     except BaseException as exc:
@@ -41,12 +44,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     os._exit(1)
 
 
-def _launch(
-    plan: Mapping[str, Any], owner: tuple[int, int] | None, cgroups: Sequence[str]
-) -> NoReturn:
-    _at("cgroup")
-    for folder in cgroups:
-        _write(f"{folder}/cgroup.procs", str(os.getpid()))
+def _launch(plan: Mapping[str, Any], owner: tuple[int, int] | None) -> NoReturn:
     _at("stdio")
     stdio = _open_stdio(plan, owner)
     _at("namespace")
@@ -56,6 +54,9 @@ def _launch(
     tree.build(plan["tree"])
     for note in tree.notes:
         _say(f"note {note}")
+    _at("request")
+    if _line() != "in":
+        os._exit(1)
     _at("process")
     if sys_.clone_into_pid_namespace(sibling=True):
         os._exit(0)
@@ -95,6 +96,12 @@ def _run(argv: list[str], env: Mapping[str, str], stdio: Sequence[int]) -> None:
 def _become(argv: list[str], env: Mapping[str, str], stdio: Sequence[int]) -> NoReturn:
     for number, fd in enumerate(stdio):
         os.dup2(fd, number, inheritable=True)
+    try:  # noqa: SIM105
+        # A sentry with a small table of descriptors waits 20 ms for RCU when it needs one that high. A
+        # child's table is made large enough for what is open: an eventfd, that nobody can do anything with.
+        os.dup2(os.eventfd(0), _HIGH_FD, inheritable=True)
+    except OSError:
+        pass  # no so many descriptors are allowed here: slower, no more
     os.execve(argv[0], argv, env)
 
 
