@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from torpor.backends.local_slots import FIRST_UID
+from torpor.runsc.family import family
 from torpor.runsc.launcher import syscalls
 from torpor.template import MIB, Template, WorkspaceMode
 
@@ -323,3 +324,27 @@ async def test_workspace_below_a_folder_that_is_a_link_in_sandboxes(subject: Loc
         async with running(subject, spec) as sandbox:
             read = f"answer = open({folder + '/data.txt'!r}).read()"
             assert await sandbox.run(read) == "found"
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="an ordinary user has no cgroups to give")
+async def test_all_of_it_is_in_its_cgroups(subject: LocalSubject) -> None:
+    if not subject.backend().cgroups.hierarchies:
+        pytest.skip("no cgroups to be had here")
+    async with running(subject, subject.spec()) as sandbox:
+        pids = [each.pid for each in family(sandbox.handle.pid)]
+        assert len(pids) > 3
+        for folder in sandbox.handle.cgroups:
+            within = {int(each) for each in (Path(folder) / "cgroup.procs").read_text().split()}
+            assert within >= set(pids), folder
+
+
+async def test_runsc_has_room_for_descriptors_to_give_to_the_sentry(subject: LocalSubject) -> None:
+    async with running(subject, subject.spec()) as sandbox:
+        pids = [each.pid for each in family(sandbox.handle.pid)]
+        [sentry] = [
+            pid for pid in pids if b"runsc-sandbox\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        first, last = (Path(f"/proc/{pid}/fd") for pid in (sandbox.handle.pid, sentry))
+        assert os.readlink(first / "252") == "anon_inode:[eventfd]"
+        assert not (last / "252").is_symlink(), "it is of no use there"
+        assert (last / "255").is_symlink()

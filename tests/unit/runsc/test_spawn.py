@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 from torpor.errors import LaunchError
-from torpor.runsc.spawn import Spawned, failure
+from torpor.runsc.spawn import Spawned, _enter, failure
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,8 @@ async def test_cancelling_while_it_starts_is_clean(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     await spawned.aclose()
+
+
+async def test_a_cgroup_that_cannot_be_entered() -> None:
+    with pytest.raises(LaunchError, match=r"\(cgroup\).*/nonexistent"):
+        await _enter(os.getpid(), ["/nonexistent"])
