@@ -50,9 +50,14 @@ lab: kernel
 demo: kernel
 	@$(BIN)/python tools/run_notebook.py examples/demo.ipynb --kernel $(KERNEL) --answer Ada
 
+ifeq ($(PYTEST),)
+test: runsc
+	@tools/test.sh
+else
 test: runsc
 	@REQUIRE_RUNSC=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST)
 	@if [[ $$(id -u) == 0 ]]; then $(MAKE) --no-print-directory test-user; fi
+endif
 
 # As root: what needs a real sandbox once more, as an ordinary user with nothing of root's.
 test-user: runsc

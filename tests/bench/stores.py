@@ -22,14 +22,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from torpor.snapshot.build import Snapshot
 from torpor.snapshot.remote.keys import KeyFile
 from torpor.snapshot.remote.store import RemoteStore
 from torpor.snapshot.store import SnapshotStore
 from torpor.template import MIB
 
-from tests.integration.stores.s3_server import s3_server
+from tests.integration.stores.s3_server import make_bucket, s3_server
 from tests.unit.snapshot.making import KERNEL, a_manifest
 
 PIECE_BYTES = 64 * 1024
@@ -89,12 +88,13 @@ def main() -> None:
         draft = local.draft()
         make_image(draft / "image" / "pages.img", chosen.mib)
         snapshot = local.publish(draft, a_manifest())
+        address = stack.enter_context(s3_server(folder))
+        make_bucket(address, BUCKET)
         s3: dict[str, Any] = {
             "key": "k",
             "secret": "s",
-            "client_kwargs": {"endpoint_url": stack.enter_context(s3_server(folder))},
+            "client_kwargs": {"endpoint_url": address},
         }
-        fsspec.filesystem("s3", **s3).mkdir(BUCKET)
         kinds = {
             "folder": RemoteStore(f"file://{folder}/plain"),
             "folder, sealed": RemoteStore(f"file://{folder}/sealed", key_source=KeyFile(key)),

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
@@ -31,7 +30,7 @@ from tests.e2e.stores import (
     wait_places,
 )
 from tests.home import start, stop, torpor_home
-from tests.integration.stores.s3_server import s3_server
+from tests.integration.stores.s3_server import make_bucket, s3_server
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
 
@@ -69,7 +68,7 @@ def s3_options(address: str) -> dict[str, Any]:
 def test_a_store_that_hangs_or_is_away(tmp_path: Path) -> None:
     """On an S3 server: asleep, it goes silent, then away, then comes back."""
     with s3_server(tmp_path) as address, silence() as silent:
-        fsspec.filesystem("s3", **s3_options(address)).mkdir("bucket")
+        make_bucket(address, "bucket")
         url, key = "s3://bucket/torpor", str(a_key(tmp_path))
 
         def config(at: str) -> str:

@@ -37,6 +37,11 @@ def s3_server(folder: Path) -> Iterator[str]:
             server.kill()
 
 
+def make_bucket(address: str, name: str) -> None:
+    """Make a bucket without an S3 client, which would keep connections for a test after this one."""
+    httpx.put(f"{address}/{name}", timeout=10, trust_env=False).raise_for_status()
+
+
 def _address(server: subprocess.Popen[bytes], log: Path) -> str:
     until = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until and server.poll() is None:

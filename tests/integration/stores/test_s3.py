@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from torpor.errors import ConfigError
 from torpor.snapshot.errors import StoreUnavailable
@@ -16,7 +15,7 @@ from torpor.snapshot.remote.calls import Patience
 from torpor.snapshot.store import SnapshotStore
 
 from tests.contract.remote_store import Key, Place, RemoteStoreContract, publish
-from tests.integration.stores.s3_server import s3_server
+from tests.integration.stores.s3_server import make_bucket, s3_server
 
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(60)]
 BUCKET = "snapshots"
@@ -34,8 +33,7 @@ def options_for(address: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with s3_server(tmp_path_factory.mktemp("s3")) as address:
-        fs = fsspec.filesystem("s3", **options_for(address))
-        fs.mkdir(BUCKET)
+        make_bucket(address, BUCKET)
         yield address
 
 
@@ -51,8 +49,7 @@ class TestS3(RemoteStoreContract):
 
 
 def test_a_bucket_of_its_own(address: str, tmp_path: Path) -> None:
-    fs = fsspec.filesystem("s3", **options_for(address))
-    fs.mkdir("all-of-it")
+    make_bucket(address, "all-of-it")
     local = SnapshotStore(tmp_path / "local", 1 << 22)
     snapshot = publish(local)
     store = Place("s3://all-of-it", options_for(address)).store(Key())

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# All tests but the slow ones. First those with real sandboxes, which have the machine for themselves; then, as
+# root, those without any beside those that are repeated as an ordinary user.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export REQUIRE_RUNSC=1
+tests=(.venv/bin/python -m pytest -m "not slow")
+plain=(tests/unit tests/contract tests/integration/{bridge,daemon,guest,stores})
+
+"${tests[@]}" "${plain[@]/#/--ignore=}"
+if [[ $(id -u) != 0 ]]; then
+    exec "${tests[@]}" "${plain[@]}"
+fi
+
+said=$(mktemp)
+make --no-print-directory test-user >"$said" 2>&1 &
+user=$!
+trap 'kill "$user" 2>/dev/null || true; rm -f "$said"' EXIT
+status=0
+"${tests[@]}" "${plain[@]}" || status=$?
+wait "$user" || status=$?
+cat "$said"
+exit "$status"
