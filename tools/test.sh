@@ -14,7 +14,8 @@ if [[ $(id -u) != 0 ]]; then
 fi
 
 said=$(mktemp)
-make --no-print-directory test-user >"$said" 2>&1 &
+# The shell has what it starts beside itself ignore Ctrl-C, and so would the programs under test.
+env --default-signal=INT,QUIT make --no-print-directory test-user >"$said" 2>&1 &
 user=$!
 trap 'kill "$user" 2>/dev/null || true; rm -f "$said"' EXIT
 status=0
