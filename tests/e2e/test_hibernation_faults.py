@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,38 @@ def test_the_daemon_dies_while_a_kernel_falls_asleep_or_wakes(
         lambda: len(list((home / "state/k").iterdir())) == 1,
         lambda: str(list((home / "state/k").iterdir())),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_restore_that_hangs(home: Path, pair: Pair, tmp_path: Path) -> None:
+    """Whoever asked is told in bounded time; the snapshot stays, and other kernels notice nothing."""
+    km, kc = pair
+    tell(kc, "x = 1")
+    do(km, "hibernate")
+    other = start(tmp_path)
+    theirs = set(sandbox_pids(home))
+    try:
+        began = time.monotonic()
+        msg_id = kc.execute("x")
+        while time.monotonic() < began + 3:
+            for pid in set(sandbox_pids(home)) - theirs:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.002)
+        assert set(sandbox_pids(home)) > theirs
+        assert value(other[1], "6 * 7") == "42"
+        while True:
+            reply = kc.get_shell_msg(timeout=90)
+            if reply["parent_header"].get("msg_id") == msg_id:
+                break
+        assert time.monotonic() < began + 75
+        assert "could not be woken" in reply["content"]["evalue"]
+        wait(lambda: status(km) == "hibernated", lambda: status(km))
+        wait(lambda: set(sandbox_pids(home)) <= theirs, lambda: str(sandbox_pids(home)))
+        assert value(kc, "x") == "1"
+    finally:
+        stop(*other)
 
 
 @pytest.mark.slow
