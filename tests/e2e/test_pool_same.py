@@ -61,12 +61,7 @@ ASPECTS = {
         "[l for l in open('/proc/1/status') if l.startswith(('Cap', 'NoNew', 'Sec'))]"
     ),
     "comms": "list(shell.kernel.comm_manager.comms)",
-    "descriptors": (
-        "sorted(re.sub(r'\\d+', '#', os.readlink(f'/proc/self/fd/{fd}'))"
-        " for fd in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{fd}')"
-        # IPython's history is written by a thread, whenever it likes
-        " and not os.readlink(f'/proc/self/fd/{fd}').endswith('-journal'))"
-    ),
+    "descriptors": "sorted(re.sub(r'\\d+', '#', path) for path in open_files())",
     "devices": "sorted(os.listdir('/dev'))",
     "directory history": "[str(each) for each in shell.user_ns['_dh']]",
     "files": "sorted(os.listdir())",
@@ -123,10 +118,19 @@ def _look(shell):
     import datetime, getpass, json, locale, os, re, resource, signal, socket, sys, tempfile, threading, time
     def each(aspect):
         try:
-            return eval(aspect, {**locals(), **globals(), 'shell': shell, **modules})
+            return eval(aspect, {**locals(), **globals(), 'shell': shell, **names})
         except Exception as error:
             return f'{type(error).__name__}: {error}'
-    modules = {k: v for k, v in locals().items() if type(v) is type(os)}
+    def open_files():
+        for fd in os.listdir('/proc/self/fd'):
+            try:
+                path = os.readlink('/proc/self/fd/' + fd)
+            except FileNotFoundError:
+                continue
+            # IPython's history is written by a thread, whenever it likes
+            if '-journal' not in path:
+                yield path
+    names = {k: v for k, v in locals().items() if type(v) is type(os) or v is open_files}
     print(json.dumps({name: each(code) for name, code in ASPECTS.items()}, default=str))
 """
 

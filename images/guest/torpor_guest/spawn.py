@@ -86,7 +86,9 @@ def kill_session(sid: int) -> set[int]:
     """
     signalled: set[int] = set()
     while True:
-        members = {pid for pid, session, state in _processes() if session == sid and state != "Z"}
+        members = {
+            pid for pid, session, state in _processes() if session == sid and state not in "ZX"
+        }
         if members <= signalled:
             return signalled
         for pid in members - signalled:

@@ -92,10 +92,9 @@ def test_kill_session_ends_all_groups_of_it() -> None:
     assert kill_session(spawned.pid) == {spawned.pid, child}
     os.waitpid(spawned.pid, 0)
     os.close(spawned.output_fd)
-    end_s = time.monotonic() + 5
-    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
+    end_s = time.monotonic() + 10
+    while kill_session(spawned.pid) != set():  # it dies when the kernel of the host gets to it
         assert time.monotonic() < end_s
-    assert kill_session(spawned.pid) == set()
 
 
 def filled(limit: int, *chunks: bytes) -> str:
