@@ -173,18 +173,23 @@ def test_a_second_client_goes_on_when_the_first_is_killed(home: Path, tmp_path: 
         "import sys\nfrom jupyter_client.blocking import BlockingKernelClient as C\n"
         f"kc = C(); kc.load_connection_file({file!r}); kc.start_channels(); kc.wait_for_ready(30)\n"
         "kc.execute('for n in range(10**9): print(n, flush=True)')\n"
+        "while kc.get_iopub_msg(timeout=30)['msg_type'] != 'stream': pass\n"  # else nothing is interrupted
         "print('go', flush=True)\nimport time; time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
-    assert other.stdout.readline() == "go\n"
-    other.kill()
-    other.wait()
-    other.stdout.close()
-    km.interrupt_kernel()
-    deadline = time.monotonic() + 30
-    while reply_to(kc, kc.execute("1 + 1"), 30)["status"] != "ok":  # queued ones are aborted
-        assert time.monotonic() < deadline
-    kc.stop_channels()
-    km.shutdown_kernel(now=True)
+    try:
+        assert other.stdout.readline() == "go\n"
+        other.kill()
+        other.wait()
+        km.interrupt_kernel()
+        deadline = time.monotonic() + 30
+        while reply_to(kc, kc.execute("1 + 1"), 30)["status"] != "ok":  # queued ones are aborted
+            assert time.monotonic() < deadline
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+        kc.stop_channels()
+        km.shutdown_kernel(now=True)
     wait_clean(home)

@@ -23,6 +23,7 @@ from torpor.daemon.guest_state import Phase
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
+from torpor.daemon.records import KernelRow
 from torpor.daemon.transfers import Transfer
 from torpor.daemon.waking import Waking, Watch, notice
 from torpor.errors import (
@@ -36,6 +37,7 @@ from torpor.errors import (
 )
 from torpor.golden.disk import size_bytes_of
 from torpor.lifecycle import Status, Target, run_to_end
+from torpor.lifecycle.idle import Tier
 from torpor.snapshot.build import Snapshot
 from torpor.template import Template
 
@@ -74,13 +76,16 @@ class Sleeper:
         if kernel.row.status is Status.ASLEEP:
             return
         handle, started = self._handle(kernel), time.monotonic()
-        async with (
-            self._turns,
-            self._saving(handle) as saving,
-            self._standing_still(kernel, handle, "hibernating") as memory,
-        ):
-            await self._save(kernel, handle, saving, memory)
-        await run_to_end(self._let_go(kernel), within_s=_UNDO_S, name="let go")
+        try:
+            async with (
+                self._turns,
+                self._saving(handle) as saving,
+                self._standing_still(kernel, handle, "hibernating") as memory,
+            ):
+                await self._save(kernel, handle, saving, memory)
+        finally:  # also when the caller leaves just after the last write
+            if kernel.tier is Tier.ASLEEP:
+                await run_to_end(self._let_go(kernel), within_s=_UNDO_S, name="let go")
         self._parts.stores.news.set()
         log(
             "hibernated",
@@ -110,7 +115,7 @@ class Sleeper:
             self._standing_still(kernel, handle, "saving") as memory,
         ):
             snapshot = await self._published(kernel, handle, saving, memory, name)
-            await self._resume(kernel, handle)
+            await run_to_end(self._resume(kernel, handle), within_s=_UNDO_S, name="resume")
             self._put(kernel, generation=snapshot.manifest.generation)
         await run_to_end(self._go_on(kernel, handle), within_s=_UNDO_S, name="go on")
         log("checkpoint", name=name, generation=snapshot.manifest.generation)
@@ -160,21 +165,24 @@ class Sleeper:
         at_hand = self._parts.stores.at_hand(kernel.row.kernel_id, which)
         async with kernel.lock, at_hand as target:
             await self.hibernate_locked(kernel)
-            present = kernel.row.generation
-            await self._become(kernel, target.manifest.generation, target.manifest.memory)
+            present = kernel.row
             try:
+                await self._become(kernel, target.manifest.generation, target.manifest.memory)
                 await self._wake(kernel)
             except BaseException:
-                memory = await self._parts.snapshots.memory(kernel.row)
-                await run_to_end(
-                    self._become(kernel, present, memory), within_s=_UNDO_S, name="as it was"
-                )
+                if kernel.row.status is Status.ASLEEP:
+                    undo = self._as_it_was(kernel, present)
+                    await run_to_end(undo, within_s=_UNDO_S, name="as it was")
                 raise
             log("rolled back", generation=target.manifest.generation, name=target.manifest.name)
 
     async def _become(self, kernel: Kernel, generation: int, memory: Mapping[str, Any]) -> None:
         self._put(kernel, generation=generation)
         await self._tell("sleep", kernel, memory=dict(memory))
+
+    async def _as_it_was(self, kernel: Kernel, present: KernelRow) -> None:
+        memory = await self._parts.snapshots.memory(present)
+        await self._become(kernel, present.generation, memory)
 
     async def freeze(self, kernel: Kernel) -> None:
         """Stop the processes of a kernel; one that sleeps is fine. Raises as ``hibernate``."""
@@ -203,7 +211,8 @@ class Sleeper:
     async def wake_locked(self, kernel: Kernel) -> None:
         """Do the same for a caller that holds the kernel's lock."""
         if kernel.row.status is Status.LIVE and kernel.frozen:
-            await self._go_on(kernel, self._handle(kernel))
+            going_on = self._go_on(kernel, self._handle(kernel))
+            await run_to_end(going_on, within_s=_UNDO_S, name="go on")
             self._put(kernel, tier_since=time.time())
             log("thawed")
         elif kernel.row.status is Status.ASLEEP:
@@ -226,10 +235,14 @@ class Sleeper:
                 async with self._turns:
                     await self._waking.wake(kernel, await self._template(kernel))
         except BaseException as exc:
-            reason = exc.message if isinstance(exc, SandboxError) else repr(exc)
-            log("not woken", level=logging.ERROR, error=exc)
+            if kernel.row.status is Status.LIVE:  # it is awake: only its caller has left
+                raise
+            why = exc.message if isinstance(exc, SandboxError) else repr(exc)
+            left = isinstance(exc, asyncio.CancelledError)
+            log("not woken", level=logging.INFO if left else logging.ERROR, error=exc)
             kernel.outlook = ""
-            undo = self._waking.undo(kernel, f"the kernel could not be woken: {reason}")
+            reason = None if left else f"the kernel could not be woken: {why}"
+            undo = self._waking.undo(kernel, reason)
             await run_to_end(undo, within_s=_UNDO_S, name="sleep on")
             raise
         finally:
@@ -286,8 +299,8 @@ class Sleeper:
         if kernel.frozen:  # held already; runsc cannot save what does not run
             await self._parts.backend.thaw(handle)
         kernel.moving = moving
-        self._put(kernel, paused=True)
         try:
+            self._put(kernel, paused=True)
             try:
                 held = await self._parts.bridge.call(
                     "hold", within_s=HOLD_S + 2, kernel_id=kernel_id, timeout_s=HOLD_S
@@ -397,7 +410,10 @@ class Sleeper:
                 kernel.sandbox_ended(f"it could not be let go on: {exc}")
         kernel.frozen = False
         if kernel.row.status is Status.LIVE:
-            self._put(kernel, paused=False)
+            try:
+                self._put(kernel, paused=False)
+            except BackendUnavailable as exc:  # disk full; a later daemon lets it go on once more
+                log("not written", level=logging.WARNING, error=exc)
         await self._tell("release", kernel, notice=notice(kernel.row))
 
     async def _require_free(self, kernel_id: str, name: str) -> None:

@@ -71,11 +71,20 @@ class Tiers:
             for kernel_id, kernel in list(kernels.items()):
                 if self._due.get(kernel_id, 0.0) <= now and not kernel.lock.locked():
                     with about(kernel_id):
-                        self._due[kernel_id] = time.monotonic() + await self._look(kernel)
+                        self._due[kernel_id] = time.monotonic() + await self._cared(kernel)
             ahead = min(self._due.values(), default=now + _AGAIN_S) - time.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(ahead, _LEAST_S), _PAUSE_S)):
                     await self._nudged.wait()
+
+    async def _cared(self, kernel: Kernel) -> float:
+        """Do as ``_look``; whatever goes wrong with one kernel, the others are looked at."""
+        try:
+            return await self._look(kernel)
+        except Exception as exc:
+            kernel.outlook = f"{kernel.tier}: {exc!r:.200}"
+            log("not looked at", level=logging.ERROR, error=exc)
+            return _AGAIN_S
 
     async def _look(self, kernel: Kernel) -> float:
         """Do what is due for a kernel; give after how many seconds to look again."""

@@ -21,13 +21,15 @@ from torpor.daemon.parts import Parts
 from torpor.daemon.plan import fifos
 from torpor.daemon.records import KernelRow, SandboxRow
 from torpor.errors import AtCapacity, BackendUnavailable, LaunchError, SnapshotUnusable
-from torpor.lifecycle import Status
+from torpor.lifecycle import Status, run_to_end
 from torpor.snapshot import outside
 from torpor.snapshot.build import Snapshot
 from torpor.template import MIB, Template
 
 _LINK_S = 30.0
 _CHECK_S = 10.0
+_RELEASED_S = 120.0
+"""The next thing that is asked of the kernel waits until its old snapshots are off the disk."""
 _MOST_LINES = 10
 _MOST_CHARS = 300
 _SPARE_BYTES = 64 * MIB
@@ -46,6 +48,8 @@ class Waking:
 
     async def wake(self, kernel: Kernel, template: Template | None) -> None:
         """Bring a sleeping kernel back.
+
+        It is awake as soon as its row says so; if this raises then, its caller was cancelled.
 
         Raises:
             SnapshotUnusable: it is damaged, or cannot be restored here as things are now.
@@ -83,21 +87,38 @@ class Waking:
             kernel.row = row
             raise
         kernel.shut_down = None
+        released = self._released(kernel)
+        await run_to_end(released, within_s=_RELEASED_S, name="released")
+
+    async def _released(self, kernel: Kernel) -> None:
         # If that fails: the next bridge has it awake.
         await self._tell("release", kernel, notice=notice(kernel.row))
         kernel.moving = ""
         kernel.notify()
-        await parts.snapshots.answered(kernel.row)
+        await self._parts.snapshots.answered(kernel.row)
 
-    async def undo(self, kernel: Kernel, reason: str) -> None:
-        """Leave nothing of a failed wake but the snapshot, and tell whoever waits."""
-        parts, row = self._parts, kernel.row
+    async def undo(self, kernel: Kernel, reason: str | None) -> None:
+        """Leave nothing of a failed wake but the snapshot, and tell whoever waits.
+
+        ``reason`` None: it did not fail, its caller has left; whoever waits asks again.
+        """
+        parts, memory = self._parts, {}
         kernel.forget_sandbox()
-        kernel.row = replace(row, reason=reason)
-        parts.registry.put_kernel(kernel.row)
-        await self._tell("sleep", kernel)
-        await self._tell("wake_failed", kernel, reason=reason)
-        await parts.free_sandboxes_of(row.kernel_id)
+        if reason is None:
+            memory = {"memory": dict(await parts.snapshots.memory(kernel.row))}
+        else:
+            self._note(kernel, reason)
+        await self._tell("sleep", kernel, **memory)
+        if reason is not None:
+            await self._tell("wake_failed", kernel, reason=reason)
+        await parts.free_sandboxes_of(kernel.row.kernel_id)
+
+    def _note(self, kernel: Kernel, reason: str) -> None:
+        kernel.row = replace(kernel.row, reason=reason)
+        try:
+            self._parts.registry.put_kernel(kernel.row)
+        except BackendUnavailable as exc:  # the row that is there says the same but for the reason
+            log("not written", level=logging.WARNING, error=exc)
 
     async def _tell(self, op: str, kernel: Kernel, **more: Any) -> None:
         try:
