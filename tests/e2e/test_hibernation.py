@@ -56,9 +56,11 @@ def test_ten_nights(home: Path, pair: Pair) -> None:
         slept = do(km, "hibernate")
         assert (slept["status"], slept["sleep"]["generation"]) == ("hibernated", night + 1)
         assert sandbox_pids(home) == []
-        assert len(snapshots()) == 1 or night > 0
+        kept = [each["generation"] for each in snapshots()]
+        assert kept == [max(night, 1), night + 1][-night - 1 :]  # the one before as well
         assert value(kc, "seen.append(os.getpid()); len(seen)") == str(night + 2)
         assert status(km) == "running"
+        assert [each["generation"] for each in snapshots()] == [night + 1]
     assert value(kc, "len(set(seen))") == "1"
     assert value(kc, "get_ipython().execution_count") == "14"
     assert list(km.ports) == ports
@@ -143,10 +145,11 @@ def test_who_waits_for_input_is_left_alone(pair: Pair) -> None:
     km, kc = pair
     asked = kc.execute("answer = input('name? ')", allow_stdin=True)
     kc.get_stdin_msg(timeout=10)
-    with pytest.raises(Busy):
+    with pytest.raises(Busy, match="input"):
         do(km, "hibernate")
-    with pytest.raises(Busy):
+    with pytest.raises(Busy, match="input"):
         do(km, "freeze")
+    wait(lambda: "input()" in state(km)["sleep"]["outlook"], lambda: str(state(km)["sleep"]))
     kc.input("Ada")
     assert reply_to(kc, asked, 10)["status"] == "ok"
     assert value(kc, "answer") == "'Ada'"

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
 import signal
+import threading
 import time
 from ast import literal_eval
 from collections.abc import Iterator
@@ -17,6 +19,9 @@ from pathlib import Path
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from torpor.client import Client
+from torpor.client_sleep import SleepClient
+from torpor.config import user_paths
 from torpor.errors import Busy, SandboxError
 
 from tests.e2e.cells import reply_to, tell, value
@@ -26,6 +31,8 @@ from tests.home import start, stop, torpor_home
 SEED = int(os.environ.get("SLEEP_SEED", "0")) or random.SystemRandom().randrange(1 << 31)
 SHORT = 30
 LONG = int(os.environ.get("SLEEP_OPERATIONS", "500"))
+
+VERBS = ["hibernate", "wake", "freeze"]
 
 pytestmark = [pytest.mark.runsc]
 
@@ -92,8 +99,6 @@ class Model:
 
     def hibernate_and_execute(self) -> None:
         """An execute that comes at any moment of falling asleep."""
-        import threading
-
         said: list[BaseException] = []
 
         def sleep() -> None:
@@ -139,21 +144,50 @@ class Model:
         os.kill(daemon_pid(self.home), signal.SIGKILL)
         assert self.km.is_alive()
 
-    def kill_daemon_in_the_middle(self) -> None:
-        import threading
+    def end_daemon_in_the_middle(self) -> None:
+        """Of whatever it was asked to do; by force, or as it is told to end."""
+        verb = self.chance.choice(VERBS)
+        with self._daemon_ends(), contextlib.suppress(SandboxError):
+            do(self.km, verb)
+        assert self.km.is_alive()
 
-        verb, pid = self.chance.choice(["hibernate", "wake", "freeze"]), daemon_pid(self.home)
+    def execute_while_the_daemon_ends(self) -> None:
+        do(self.km, self.chance.choice(["hibernate", "freeze"]))
+        self.number += 1
+        with self._daemon_ends():
+            asked = self.kc.execute(f"done.append({self.number})")
+        assert self.km.is_alive()  # one that was told to end comes back for this
+        assert reply_to(self.kc, asked, 30)["status"] == "ok"
+        self.done.append(self.number)
 
-        def strike(after_s: float = self.chance.uniform(0, 0.4)) -> None:
+    def leave(self) -> None:
+        """Ask for something, hang up soon."""
+        client = SleepClient(Client(user_paths()))
+        verb, after_s = self.chance.choice(VERBS), self.chance.uniform(0, 0.35)
+
+        async def ask() -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(after_s):
+                    await client.do(str(self.km.kernel_id), verb)
+
+        asyncio.run(ask())
+
+    @contextlib.contextmanager
+    def _daemon_ends(self) -> Iterator[None]:
+        pid, after_s = daemon_pid(self.home), self.chance.uniform(0, 0.4)
+        signum = self.chance.choice([signal.SIGKILL, signal.SIGTERM])
+
+        def strike() -> None:
             time.sleep(after_s)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signum)
 
         killer = threading.Thread(target=strike)
         killer.start()
-        with contextlib.suppress(SandboxError):
-            do(self.km, verb)
-        killer.join()
-        assert self.km.is_alive()
+        try:
+            yield
+        finally:
+            killer.join()
+            wait(lambda: not _lives(pid), lambda: f"torpord {pid} lives after {signum!r}")
 
     def kill_runsc(self) -> None:
         if (pid := state(self.km)["sandbox"]["pid"]) is None:
@@ -172,6 +206,13 @@ class Model:
         assert literal_eval(value(self.kc, "done")) == self.done
 
 
+def _lives(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 WEIGHTS = {
     "execute": 10,
     "burst": 4,
@@ -184,7 +225,9 @@ WEIGHTS = {
     "restart": 1,
     "look": 5,
     "kill_daemon": 2,
-    "kill_daemon_in_the_middle": 3,
+    "end_daemon_in_the_middle": 3,
+    "execute_while_the_daemon_ends": 3,
+    "leave": 4,
     "kill_runsc": 1,
     "another_client": 2,
     "check": 4,

@@ -25,6 +25,8 @@ def reason_to_go_on(kernel: Subject) -> str | None:
     """Give why ``kernel`` must not be held now, for a person; None when it may be."""
     if kernel.guest.dead:
         return "the kernel has died"
+    if waits_for := kernel.underway.waits_for():
+        return waits_for
     if kernel.activity.state != "idle":
         return f"the kernel is {kernel.activity.state}"
     return kernel.underway.reason()

@@ -112,7 +112,7 @@ def refused(kind: str, reason: str) -> list[Said]:
     stem, _, rest = kind.rpartition("_")
     if rest != "request" or not stem:
         return [BUSY, IDLE]
-    error: dict[str, Any] = {"ename": _FAILED, "evalue": reason, "traceback": [reason]}
+    error: dict[str, Any] = {"ename": _FAILED, "evalue": reason, "traceback": reason.split("\n")}
     content = {"status": "error", **error}
     shown = []
     if kind == "execute_request":

@@ -100,12 +100,16 @@ class Underway:
         elif said.get("event") in ("terminated", "exited"):
             self._stopped.clear()
 
-    def reason(self) -> str | None:
-        """Give why the kernel must not be put to sleep, for a person; None when nothing is open."""
+    def waits_for(self) -> str | None:
+        """Give what of a person a busy kernel waits for; None when it does not."""
         if self._asking:
             return "the kernel waits for an answer to input()"
-        if self._stopped:
-            return "a debugger has stopped the kernel"
+        return "a debugger has stopped the kernel" if self._stopped else None
+
+    def reason(self) -> str | None:
+        """Give why the kernel must not be put to sleep, for a person; None when nothing is open."""
+        if waits_for := self.waits_for():
+            return waits_for
         if self._requests:
             kind = next(iter(self._requests.values())).decode()
             others = len(self._requests) - 1

@@ -93,9 +93,10 @@ async def _destroy_kernels(client: Client) -> None:
     kernels = await client.kernels()
     if kernels:
         progress(f"destroying {len(kernels)} kernel(s)")
-    async with asyncio.TaskGroup() as group:
-        for kernel in kernels:
-            group.create_task(client.delete(kernel["kernel_id"]), name="delete kernel")
+    deleting = (client.delete(kernel["kernel_id"]) for kernel in kernels)
+    for failed in await asyncio.gather(*deleting, return_exceptions=True):
+        if failed is not None:
+            raise failed
 
 
 def _text(status: Mapping[str, Any]) -> str:

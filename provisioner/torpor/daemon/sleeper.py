@@ -237,7 +237,7 @@ class Sleeper:
         except BaseException as exc:
             if kernel.row.status is Status.LIVE:  # it is awake: only its caller has left
                 raise
-            why = exc.message if isinstance(exc, SandboxError) else repr(exc)
+            why = str(exc) if isinstance(exc, SandboxError) else repr(exc)
             left = isinstance(exc, asyncio.CancelledError)
             log("not woken", level=logging.INFO if left else logging.ERROR, error=exc)
             kernel.outlook = ""

@@ -232,7 +232,10 @@ class Supervisor:
             return
         kernel.row = replace(kernel.row, target=Target.ABSENT)
         if kernel_id in self._parts.registry.kernels:
-            self._parts.registry.put_kernel(kernel.row)
+            try:
+                self._parts.registry.put_kernel(kernel.row)
+            except BackendUnavailable as exc:  # the disk is full: this will make room
+                log("not written", level=logging.WARNING, error=exc)
         await self._parts.stores.release(kernel_id)  # a wake may wait for a store that hangs
         await self._settling.now(kernel)
         if self.kernels.get(kernel_id) is kernel:
@@ -267,7 +270,7 @@ class Supervisor:
                 kernel.guest = after_event(kernel.guest, body)
                 if body.get("event") in ("failed", "exited", "dropped"):
                     log(f"kernel {body['event']}", exit_code=kernel.guest.exit_code)
-            elif name == "intent":
+            elif name == "intent" and not self._settling.tasks.closing:
                 self._settling.tasks.start(self.rouse(kernel), name=f"rouse {kernel_id}")
             elif name == "looked_at" and kernel.row.status is Status.ASLEEP:
                 self._ahead.wanted(kernel)

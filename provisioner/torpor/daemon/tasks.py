@@ -15,6 +15,8 @@ class Tasks:
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
+        self.closing = False
+        """Whether all that run are being cancelled: what can wait for the next daemon should."""
 
     def __len__(self) -> int:
         return len(self._running)
@@ -34,6 +36,7 @@ class Tasks:
 
     async def aclose(self) -> None:
         """Cancel all tasks and wait for their end."""
+        self.closing = True
         while self._running:
             for task in self._running:
                 task.cancel()

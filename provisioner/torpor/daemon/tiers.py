@@ -133,12 +133,13 @@ class Tiers:
         if share >= BACKGROUND_SHARE:
             self._worked_at[row.kernel_id] = now
         since = status.get("idle_since")
-        busy = status.get("busy_reason")
+        state, busy = str(status.get("execution_state")), status.get("busy_reason") or ""
         return KernelSeen(
             tier=kernel.tier,
             changed_at=row.tier_since,
-            execution_state="busy" if busy else str(status.get("execution_state")),
-            last_intent=float(since) if isinstance(since, int | float) else 0.0,
+            execution_state=state,
+            busy_reason="" if busy == f"the kernel is {state}" else str(busy),
+            last_active=float(since) if isinstance(since, int | float) else 0.0,
             pinned=row.pinned,
             background_cpu=share,
             last_background=self._worked_at.get(row.kernel_id, 0.0),

@@ -30,6 +30,9 @@ _LINK_S = 30.0
 _CHECK_S = 10.0
 _RELEASED_S = 120.0
 """The next thing that is asked of the kernel waits until its old snapshots are off the disk."""
+_OFFER = (
+    "Its snapshot is kept: run this again to try once more, or restart the kernel to start fresh."
+)
 _MOST_LINES = 10
 _MOST_CHARS = 300
 _SPARE_BYTES = 64 * MIB
@@ -110,7 +113,7 @@ class Waking:
             self._note(kernel, reason)
         await self._tell("sleep", kernel, **memory)
         if reason is not None:
-            await self._tell("wake_failed", kernel, reason=reason)
+            await self._tell("wake_failed", kernel, reason=f"{reason}\n{_OFFER}")
         await parts.free_sandboxes_of(kernel.row.kernel_id)
 
     def _note(self, kernel: Kernel, reason: str) -> None:

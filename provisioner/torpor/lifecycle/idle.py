@@ -76,22 +76,16 @@ class KernelSeen:
     """When it came into this tier."""
     execution_state: str
     """As the kernel says: ``idle``, ``busy``, ``starting``."""
-    last_intent: float = 0.0
-    """When it was last asked for something."""
-    last_busy: float = 0.0
-    """When it was last seen to be busy: the end of its last cell."""
-    last_output: float = 0.0
-    open_input: bool = False
-    """A cell waits in ``input()``."""
-    debugger_stopped: bool = False
+    last_active: float = 0.0
+    """When it was last asked for something, ran something, or said something."""
+    busy_reason: str = ""
+    """Why it must not be put to sleep now, for a person; "" when it may be."""
     pinned: bool = False
     """Somebody wants it to stay as it is."""
     background_cpu: float = 0.0
     """The share of one processor it uses now."""
     last_background: float = 0.0
     """When that was last ``BACKGROUND_SHARE`` or more."""
-    clients: int = 0
-    """How many are connected. Presence: it decides nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +124,8 @@ def _kept_by(seen: KernelSeen, policy: IdlePolicy) -> str:
     """Give what keeps it in its tier however long that lasts; "" when nothing does."""
     if seen.pinned:
         return "pinned"
-    if seen.open_input:
-        return "a cell waits for input"
-    if seen.debugger_stopped:
-        return "its debugger has stopped it"
+    if seen.busy_reason:
+        return seen.busy_reason
     if seen.execution_state == _BUSY:
         return "a cell is running"
     if seen.tier is not Tier.AWAKE:
@@ -160,7 +152,7 @@ def _due(seen: KernelSeen, policy: IdlePolicy) -> dict[Action, float]:
 
 
 def _active_at(seen: KernelSeen, policy: IdlePolicy) -> float:
-    active_at = max(seen.last_intent, seen.last_busy, seen.last_output)
+    active_at = seen.last_active
     if policy.count_background:
         active_at = max(active_at, seen.last_background)
     return max(active_at, seen.changed_at) if seen.tier is Tier.AWAKE else active_at

@@ -161,7 +161,8 @@ class Beside:
             await self.aclose()
         if process.returncode != 0:
             text = said.decode("utf-8", "replace").strip()
-            raise LaunchError(f"runsc failed ({process.returncode}): {_gist(text)}")
+            gist, hint = _gist(text)
+            raise LaunchError(f"runsc failed ({process.returncode}): {gist}", hint=hint)
 
     async def aclose(self) -> None:
         """Leave nothing of it, also when cancelled. Twice is fine."""
@@ -204,12 +205,13 @@ async def _end(spawned: asyncio.Task[asyncio.subprocess.Process]) -> None:
     await process.wait()
 
 
-def _gist(text: str) -> str:
-    """Give what matters of runsc's words: an error that the system gave hides in a crash report."""
+def _gist(text: str) -> tuple[str, str]:
+    """Give what matters of runsc's words, and a hint: an error of the system hides in a dump."""
     for errno_ in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
         if os.strerror(errno_).lower() in text.lower():
-            return f"{os.strerror(errno_)}: {text[:300]}"
-    return text[:600] or "no reason given"
+            what = text.partition("&")[0].strip()[:200]  # then come Go's objects
+            return f"{os.strerror(errno_)}: {what}", _BY_ERRNO[errno_]
+    return text[:600] or "no reason given", ""
 
 
 async def _enter(pid: int, cgroups: Sequence[str]) -> None:
@@ -260,7 +262,8 @@ _HINTS = {
     ("runsc", errno.ENOEXEC): "runsc is not for this machine; run: torpor install-runsc",
 }
 _BY_ERRNO = {
-    errno.ENOMEM: "not enough memory to start a sandbox: close other programs or kernels",
+    errno.ENOMEM: "not enough memory for a sandbox: close other programs or kernels",
+    errno.EDQUOT: "your share of a disk is used up: free some space",
     errno.ENOSPC: "a disk or a limit is full: free some space",
     errno.EAGAIN: "too many processes: close other programs or kernels",
 }

@@ -33,7 +33,7 @@ def seen(tier: Tier, idle_s: float, **fields: Any) -> KernelSeen:
         tier=tier,
         changed_at=NOW - max(HOUR, idle_s),
         execution_state="idle",
-        last_intent=NOW - idle_s,
+        last_active=NOW - idle_s,
     )
     return replace(kernel, **fields)
 
@@ -62,10 +62,7 @@ def asleep(for_s: float, **fields: Any) -> KernelSeen:
         (awake(600), POLICY, ("hibernate", "awake: idle for 10 minutes", LOOK_S)),
         (awake(-5), POLICY, ("none", "awake: freezes in 65 s", LOOK_S)),  # a clock set back
         # activity other than a request
-        (awake(HOUR, last_output=NOW - 15), POLICY, ("none", "awake: freezes in 45 s", 45)),
-        (awake(HOUR, last_busy=NOW - 15), POLICY, ("none", "awake: freezes in 45 s", 45)),
         (awake(HOUR, changed_at=NOW - 15), POLICY, ("none", "awake: freezes in 45 s", 45)),
-        (awake(HOUR, clients=9), POLICY, ("hibernate", "awake: idle for 60 minutes", LOOK_S)),
         # never put to sleep
         (awake(HOUR, pinned=True), POLICY, ("none", "awake: pinned", LOOK_S)),
         (
@@ -73,11 +70,10 @@ def asleep(for_s: float, **fields: Any) -> KernelSeen:
             POLICY,
             ("none", "awake: a cell is running", LOOK_S),
         ),
-        (awake(HOUR, open_input=True), POLICY, ("none", "awake: a cell waits for input", LOOK_S)),
         (
-            awake(HOUR, debugger_stopped=True),
+            awake(HOUR, busy_reason="it waits for input", execution_state="busy"),
             POLICY,
-            ("none", "awake: its debugger has stopped it", LOOK_S),
+            ("none", "awake: it waits for input", LOOK_S),
         ),
         (
             awake(HOUR, execution_state="starting"),
@@ -121,7 +117,7 @@ def asleep(for_s: float, **fields: Any) -> KernelSeen:
         (frozen(90, 90), POLICY, ("none", "frozen: hibernates in 9 minutes", LOOK_S)),  # by hand
         # woken by hand after a day, and frozen again: what it did before tells nothing
         (frozen(DAY, 30), POLICY, ("none", "frozen: hibernates in 9 minutes", LOOK_S)),
-        (frozen(DAY, 540, last_intent=0.0), POLICY, ("hibernate", "frozen: idle", LOOK_S)),
+        (frozen(DAY, 540, last_active=0.0), POLICY, ("hibernate", "frozen: idle", LOOK_S)),
         (frozen(DAY, DAY), NEVER, ("none", "frozen: never hibernated", LOOK_S)),
         (
             frozen(DAY, 590),
@@ -148,8 +144,8 @@ def asleep(for_s: float, **fields: Any) -> KernelSeen:
         (asleep(0), POLICY, ("none", "asleep: expires in 30 days", LOOK_S)),
         (asleep(30 * DAY - 7), POLICY, ("none", "asleep: expires in 7 s", 7)),
         (asleep(30 * DAY), POLICY, ("expire", "asleep: idle for 31 days", LOOK_S)),
-        (asleep(DAY, last_intent=0.0), POLICY, ("none", "asleep: expires in 29 days", LOOK_S)),
-        (asleep(40 * DAY, last_intent=NOW - DAY), POLICY, ("none", "asleep: expires in 29", 60)),
+        (asleep(DAY, last_active=0.0), POLICY, ("none", "asleep: expires in 29 days", LOOK_S)),
+        (asleep(40 * DAY, last_active=NOW - DAY), POLICY, ("none", "asleep: expires in 29", 60)),
         (asleep(900 * DAY), NEVER, ("none", "asleep: kept for ever", LOOK_S)),
         (asleep(40 * DAY, pinned=True), POLICY, ("none", "asleep: pinned", LOOK_S)),
         (asleep(40 * DAY, execution_state="starting"), POLICY, ("expire", "asleep: idle", LOOK_S)),
@@ -173,15 +169,11 @@ KERNELS = st.builds(
     tier=st.sampled_from(Tier),
     changed_at=MOMENTS,
     execution_state=st.sampled_from(["idle", "idle", "idle", "busy", "starting", "dead"]),
-    last_intent=MOMENTS,
-    last_busy=MOMENTS,
-    last_output=MOMENTS,
-    open_input=st.sampled_from([False, False, False, True]),
-    debugger_stopped=st.sampled_from([False, False, False, True]),
+    last_active=MOMENTS,
+    busy_reason=st.sampled_from(["", "", "", "it waits for input"]),
     pinned=st.sampled_from([False, False, False, True]),
     background_cpu=st.floats(0, 4) | st.just(0.0),
     last_background=MOMENTS,
-    clients=st.integers(0, 5),
 )
 POLICIES = st.builds(IdlePolicy, AFTER, AFTER, AFTER, st.booleans())
 LATER = st.floats(0, 1e8) | st.floats(0, 100)
@@ -204,8 +196,7 @@ def test_what_a_tier_may_become(kernel: KernelSeen, policy: IdlePolicy, now: flo
 def test_what_is_at_work_is_left_alone(kernel: KernelSeen, policy: IdlePolicy, now: float) -> None:
     at_work = [
         replace(kernel, execution_state="busy"),
-        replace(kernel, open_input=True),
-        replace(kernel, debugger_stopped=True),
+        replace(kernel, busy_reason="it waits for input"),
         replace(kernel, pinned=True),
     ]
     for each in at_work:
@@ -216,18 +207,8 @@ def test_what_is_at_work_is_left_alone(kernel: KernelSeen, policy: IdlePolicy, n
 def test_what_was_active_just_now_is_left_alone(
     kernel: KernelSeen, policy: IdlePolicy, now: float
 ) -> None:
-    for name in ("last_intent", "last_busy", "last_output"):
-        changes: dict[str, Any] = {name: max(0.0, now - QUIET_S / 2)}
-        active = replace(kernel, **changes)
-        assert next_tier(active, policy, now).action is Action.NONE
-
-
-@given(KERNELS, POLICIES, MOMENTS, st.integers(0, 5))
-def test_presence_never_counts(
-    kernel: KernelSeen, policy: IdlePolicy, now: float, clients: int
-) -> None:
-    present = replace(kernel, clients=clients)
-    assert next_tier(present, policy, now) == next_tier(kernel, policy, now)
+    active = replace(kernel, last_active=max(0.0, now - QUIET_S / 2))
+    assert next_tier(active, policy, now).action is Action.NONE
 
 
 @given(KERNELS, POLICIES, MOMENTS, LATER)
@@ -243,7 +224,7 @@ def test_activity_only_puts_off(
     kernel: KernelSeen, policy: IdlePolicy, now: float, later_s: float
 ) -> None:
     depth = DEPTH[next_tier(kernel, policy, now).action]
-    for name in ("last_intent", "last_busy", "last_output", "last_background", "changed_at"):
+    for name in ("last_active", "last_background", "changed_at"):
         active = replace(kernel, **{name: getattr(kernel, name) + later_s})
         assert DEPTH[next_tier(active, policy, now).action] <= depth
 
