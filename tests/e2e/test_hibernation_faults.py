@@ -136,6 +136,7 @@ def test_a_snapshot_that_cannot_be_used(
     assert ran.error is not None
     assert "could not be woken" in ran.reply["evalue"]
     assert said in ran.reply["evalue"]
+    assert "restart the kernel to start fresh" in ran.reply["traceback"][-1]
     assert [each["content"]["evalue"] for each in ran.of_type("error")] == [ran.reply["evalue"]]
     assert status(km) == "hibernated"
     assert said in state(km)["reason"]
@@ -151,6 +152,27 @@ def test_a_snapshot_that_cannot_be_used(
 
 
 @pytest.mark.slow
+def test_a_snapshot_that_went_while_no_daemon_ran_is_missed_at_its_start(
+    home: Path, pair: Pair, tmp_path: Path
+) -> None:
+    km, kc = pair
+    tell(kc, "x = 1")
+    do(km, "hibernate")
+    os.kill(daemon_pid(home), signal.SIGKILL)
+    folder, away = folder_of(home, km), tmp_path / "away"
+    shutil.move(folder, away)
+    wait(km.is_alive, lambda: "torpord does not come back")
+    told = state(km)
+    assert (told["status"], told["reason"]) == (
+        "hibernated",
+        "generation 1 of its snapshot is gone",
+    )
+    assert run(kc, "x", timeout_s=20).error == "WakeFailed"
+    shutil.move(away, folder)
+    assert value(kc, "x") == "1"
+    assert state(km)["reason"] is None
+
+
 def test_an_older_generation_is_never_woken_in_place_of_the_newest(home: Path, pair: Pair) -> None:
     km, kc = pair
     tell(kc, "x = 1")

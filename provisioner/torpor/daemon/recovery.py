@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from torpor.backends.base import Handle
 from torpor.bridge.client import BridgeRefused
 from torpor.daemon.guest_state import after_status
 from torpor.daemon.kernel import Kernel
-from torpor.daemon.logs import log
+from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
 from torpor.daemon.records import SandboxRow
 from torpor.daemon.settling import Settling
 from torpor.daemon.supervisor import Supervisor
-from torpor.errors import BackendUnavailable, SandboxError, SandboxGone
+from torpor.errors import BackendUnavailable, ConfigError, SandboxError, SandboxGone
+from torpor.lifecycle import Status
 
 
 async def recover(parts: Parts, settling: Settling, supervisor: Supervisor) -> None:
@@ -37,9 +39,26 @@ async def recover(parts: Parts, settling: Settling, supervisor: Supervisor) -> N
         log("recovering", kernels=len(settling.kernels))
         await _meet_bridge(parts, settling, supervisor)
     await parts.snapshots.reconcile(frozenset(settling.kernels))
+    for kernel in settling.kernels.values():
+        await _look_for_snapshot(parts, kernel)
     for name in folders - set(registry.sandboxes):
         await _destroy_stray(parts, name)
     settling.all()
+
+
+async def _look_for_snapshot(parts: Parts, kernel: Kernel) -> None:
+    """Say of a kernel whose snapshot has gone meanwhile that it cannot be woken, before anybody asks."""
+    row = kernel.row
+    try:
+        if row.status is not Status.ASLEEP or await parts.stores.settings() is not None:
+            return  # a store may have it
+    except ConfigError:
+        return
+    why = await parts.snapshots.missing(row)
+    if why is not None and kernel.row is row:
+        with about(row.kernel_id):
+            log("no snapshot", level=logging.ERROR, reason=why)
+        kernel.row = replace(row, reason=why)
 
 
 async def _adopt(parts: Parts, settling: Settling, kernel: Kernel, sandbox: SandboxRow) -> None:

@@ -189,6 +189,19 @@ class Snapshots:
             return {}
         return snapshot.manifest.memory if snapshot is not None else {}
 
+    async def missing(self, row: KernelRow) -> str | None:
+        """Give why a sleeping kernel could not be woken with what lies here; None when it may be.
+
+        Its content is not looked at.
+        """
+        try:
+            snapshot = await asyncio.to_thread(self.store.get, row.kernel_id, row.generation)
+        except (SandboxError, OSError) as exc:
+            return str(exc)
+        return (
+            None if snapshot is not None else f"generation {row.generation} of its snapshot is gone"
+        )
+
     async def list(self) -> list[Listed]:
         """Give all that are whole. Raises SnapshotUnusable, OSError."""
         return list(await asyncio.to_thread(self.store.list))
@@ -217,6 +230,8 @@ class Snapshots:
             log("snapshot removed", path=removed.folder, reason=removed.reason)
         for folder, why in found.unusable:
             log("snapshot unusable", level=logging.WARNING, path=folder, reason=why)
+        for orphan in found.orphans:
+            log("snapshot of no kernel", kernel_id=orphan.kernel_id, generation=orphan.generation)
 
     def _facts(self, snapshot: Snapshot, template: Template | None, build: Build) -> MachineFacts:
         manifest = snapshot.manifest
