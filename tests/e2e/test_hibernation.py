@@ -155,6 +155,17 @@ def test_who_waits_for_input_is_left_alone(pair: Pair) -> None:
     assert value(kc, "answer") == "'Ada'"
 
 
+def test_right_after_a_reply_it_may_sleep(pair: Pair) -> None:
+    """As agents do: a kernel says that it is idle only after it has replied."""
+    km, kc = pair
+    for number in range(20):
+        assert reply_to(kc, kc.execute(f"x = {number}"), 20)["status"] == "ok"
+        do(km, "freeze")
+    assert reply_to(kc, kc.execute("y = x + 1"), 20)["status"] == "ok"
+    do(km, "hibernate")
+    assert value(kc, "y") == "20"
+
+
 def test_interrupt_of_a_sleeper_means_nothing(pair: Pair) -> None:
     km, kc = pair
     tell(kc, "x = 5")

@@ -42,6 +42,7 @@ from torpor.snapshot.build import Snapshot
 from torpor.template import Template
 
 HOLD_S = 3.0
+_IDLE_S = 0.2
 _MAPPED_S = 5.0
 _UNDO_S = 40.0
 
@@ -301,12 +302,7 @@ class Sleeper:
         kernel.moving = moving
         try:
             self._put(kernel, paused=True)
-            try:
-                held = await self._parts.bridge.call(
-                    "hold", within_s=HOLD_S + 2, kernel_id=kernel_id, timeout_s=HOLD_S
-                )
-            except BridgeRefused as exc:
-                raise Busy(f"kernel {kernel_id} cannot sleep now: {exc}") from exc
+            held = await self._held(kernel_id)
             kernel.notify()
             yield dict(held.get("memory") or {})
         except BaseException as exc:
@@ -317,6 +313,19 @@ class Sleeper:
         finally:
             kernel.moving = ""
             kernel.notify()
+
+    async def _held(self, kernel_id: str) -> dict[str, Any]:
+        """Have the bridge hold it. Who asks right after a reply is not refused: "idle" comes later."""
+        until = time.monotonic() + _IDLE_S
+        while True:
+            try:
+                return await self._parts.bridge.call(
+                    "hold", within_s=HOLD_S + 2, kernel_id=kernel_id, timeout_s=HOLD_S
+                )
+            except BridgeRefused as exc:
+                if exc.reason != "busy" or time.monotonic() >= until:
+                    raise Busy(f"kernel {kernel_id} cannot sleep now: {exc}") from exc
+            await asyncio.sleep(_IDLE_S / 10)
 
     def _saving(self, handle: Handle) -> AbstractAsyncContextManager[Saving]:
         return self._parts.backend.saving(handle, f"g{secrets.token_hex(4)}")
