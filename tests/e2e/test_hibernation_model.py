@@ -196,6 +196,34 @@ class Model:
         wait(lambda: status(self.km) == "gone", lambda: str(state(self.km)))
         self.restart()
 
+    def kill_runsc_in_the_middle(self) -> None:
+        """Of falling asleep or waking: either it is as it was, or it has died and says so."""
+        after_s, killed = self.chance.uniform(0, 0.35), []
+
+        def strike() -> None:
+            time.sleep(after_s)
+            for pid in sandbox_pids(self.home):
+                killed.append(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=strike)
+        killer.start()
+        with contextlib.suppress(SandboxError):
+            do(self.km, self.chance.choice(VERBS))
+        killer.join()
+        wait(lambda: not any(map(_lives, killed)), lambda: str(killed))
+        wait(self._is_settled, lambda: str(state(self.km)))
+        if status(self.km) == "gone":
+            self.restart()
+
+    def _is_settled(self) -> bool:
+        seen = state(self.km)
+        pid = seen["sandbox"]["pid"]
+        if seen["status"] in ("running", "frozen"):
+            return pid is not None and _lives(pid)
+        return seen["status"] in ("hibernated", "gone")
+
     def another_client(self) -> None:
         self.kc.stop_channels()
         self.kc = self.km.client()
@@ -229,6 +257,7 @@ WEIGHTS = {
     "execute_while_the_daemon_ends": 3,
     "leave": 4,
     "kill_runsc": 1,
+    "kill_runsc_in_the_middle": 2,
     "another_client": 2,
     "check": 4,
 }
