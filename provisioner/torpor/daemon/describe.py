@@ -22,6 +22,7 @@ from torpor.bridge.client import BridgeRefused
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.parts import Parts
 from torpor.errors import BackendUnavailable
+from torpor.lifecycle.idle import Tier
 
 _STATUS_S = 2.0
 
@@ -68,7 +69,7 @@ def kernel_state(kernel: Kernel, parts: Parts, status: Mapping[str, Any]) -> dic
             "since": row.tier_since,
             "pinned": row.pinned,
             "generation": row.generation,
-            "outlook": kernel.outlook,
+            "outlook": _outlook(kernel, status),
             "slept_s": round(row.slept_s, 1),
             "lost": [dict(each) for each in row.lost],
         },
@@ -79,3 +80,14 @@ def kernel_state(kernel: Kernel, parts: Parts, status: Mapping[str, Any]) -> dic
         },
         "counters": status.get("counters", {}),
     }
+
+
+def _outlook(kernel: Kernel, status: Mapping[str, Any]) -> str:
+    """Give why it is in its tier: as was last thought of, unless that has changed since."""
+    busy, tier = status.get("busy_reason"), kernel.tier
+    if kernel.moving or kernel.row.pinned:
+        return kernel.outlook
+    if busy and tier is Tier.AWAKE:
+        return f"{tier}: {'a cell is running' if busy == 'the kernel is busy' else busy}"
+    stale = not kernel.outlook.startswith(f"{tier}:") or "a cell is running" in kernel.outlook
+    return "" if stale else kernel.outlook

@@ -28,21 +28,22 @@ async def recover(parts: Parts, settling: Settling, supervisor: Supervisor) -> N
     held by a kernel here or on its way to be destroyed.
     """
     registry = parts.registry
-    for row in registry.kernels.values():
+    for row in list(registry.kernels.values()):
         kernel = settling.kernels[row.kernel_id] = Kernel(row)
         sandbox = registry.sandboxes.get(row.sandbox_id or "")
         if sandbox is not None and sandbox.handle is not None:
             await _adopt(parts, settling, kernel, sandbox)
-        settling.watch_owner(kernel, row.owner)
     folders = await _children(parts.paths.kernels)
     if settling.kernels or folders or parts.paths.bridge_socket.exists():
         log("recovering", kernels=len(settling.kernels))
         await _meet_bridge(parts, settling, supervisor)
     await parts.snapshots.reconcile(frozenset(settling.kernels))
-    for kernel in settling.kernels.values():
+    for kernel in list(settling.kernels.values()):
         await _look_for_snapshot(parts, kernel)
     for name in folders - set(registry.sandboxes):
         await _destroy_stray(parts, name)
+    for kernel in list(settling.kernels.values()):  # last: kernels of the dead are removed at once
+        settling.watch_owner(kernel, kernel.row.owner)
     settling.all()
 
 
@@ -82,12 +83,19 @@ async def _meet_bridge(parts: Parts, settling: Settling, supervisor: Supervisor)
             await bridge.call("close", kernel_id=kernel_id)
             bridge.held.discard(kernel_id)
         for kernel_id in bridge.held & set(kernels):
-            status = await bridge.call("status", kernel_id=kernel_id)
-            kernel = kernels[kernel_id]
-            kernel.guest = after_status(kernel.guest, status)
-            await supervisor.resume_sleep(kernel, status)
+            with about(kernel_id):
+                await _take_up(parts, kernels[kernel_id], supervisor)
     except (BackendUnavailable, BridgeRefused) as exc:
         log("bridge not adopted", level=logging.ERROR, error=exc)
+
+
+async def _take_up(parts: Parts, kernel: Kernel, supervisor: Supervisor) -> None:
+    try:
+        status = await parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
+        kernel.guest = after_status(kernel.guest, status)
+        await supervisor.resume_sleep(kernel, status)
+    except (SandboxError, BridgeRefused) as exc:  # the others are taken up all the same
+        log("kernel not taken up", level=logging.ERROR, error=exc)
 
 
 async def _destroy_stray(parts: Parts, name: str) -> None:

@@ -6,12 +6,13 @@ The store works with threads of its own; everything here may be cancelled and le
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from torpor.daemon.logs import log
 from torpor.daemon.records import KernelRow
 from torpor.errors import Busy, SandboxError, SnapshotUnusable
 from torpor.golden import fingerprint
+from torpor.lifecycle import run_to_end
 from torpor.python_prefix import within
 from torpor.snapshot import outside
 from torpor.snapshot.build import Listed, Snapshot
@@ -35,6 +37,9 @@ _NOT_OF_THE_SANDBOX = frozenset(
     {"description", "env_allow", "start_timeout_s", "warm_up", "env_at_start", "claim_code"}
 )
 _PREFIXES = ("pool_", "freeze_", "hibernate_", "expire_", "count_")
+
+
+_MAKING_S = 600.0
 
 
 class Snapshots:
@@ -106,7 +111,21 @@ class Snapshots:
                 self.store.discard(draft)
                 raise
 
-        return await asyncio.to_thread(work)
+        return await self._made(work)
+
+    async def _made(self, work: Callable[[], Snapshot]) -> Snapshot:
+        """Make a snapshot in a thread, which cannot be stopped; nothing stays if the caller leaves."""
+        making = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await run_to_end(self._undo(making), within_s=_MAKING_S, name="no snapshot")
+            raise
+
+    async def _undo(self, making: asyncio.Future[Snapshot]) -> None:
+        with contextlib.suppress(SandboxError, OSError):
+            manifest = (await making).manifest
+            await self.drop(manifest.kernel_id, manifest.generation)
 
     async def usable(self, row: KernelRow, template: Template | None, build: Build) -> Snapshot:
         """Give the snapshot that a kernel sleeps in, its content read and compared.
@@ -151,7 +170,7 @@ class Snapshots:
                 self.store.discard(draft)
                 raise
 
-        return await asyncio.to_thread(work)
+        return await self._made(work)
 
     async def drop(self, kernel_id: str, generation: int) -> None:
         """Remove one snapshot; what cannot be removed now goes with the next that is made."""

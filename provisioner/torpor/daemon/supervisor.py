@@ -33,6 +33,7 @@ from torpor.lifecycle.idle import Tier
 from torpor.template import Template
 
 _SIGNAL_S = 5.0
+_BUSY_WITHIN_S = 2.0
 
 
 class Supervisor:
@@ -124,7 +125,7 @@ class Supervisor:
 
     async def _start(self, kernel: Kernel, plan: Plan) -> None:
         before = asyncio.get_running_loop().time()
-        kernel.start_reason = ""
+        kernel.start_reason, kernel.shut_down = "", None
         if kernel.row.status is Status.LAUNCHING:
             what, start = "create", self._launcher.create
         elif await self._awake(kernel):
@@ -182,8 +183,11 @@ class Supervisor:
         if kernel.state == "exited":
             return
         if kernel.tier is not Tier.AWAKE or kernel.moving:
+            if signum == signal.SIGINT and kernel.moving:
+                interrupting = self._interrupt_soon(kernel)
+                self._settling.tasks.start(interrupting, name=f"interrupt {kernel_id}")
             if signum in (0, signal.SIGINT):
-                return  # it is idle: there is nothing to interrupt
+                return  # it is idle: there is nothing to interrupt (yet)
             async with kernel.lock:
                 if kernel.row.status is Status.ASLEEP:
                     kernel.shut_down = -signum
@@ -193,9 +197,7 @@ class Supervisor:
         if kernel.state == "gone":
             raise SandboxGone(f"kernel {kernel_id} has no sandbox any more: {kernel.reason}")
         try:
-            await self._settling.steps.ask(
-                kernel, "signal", {"signum": signum}, timeout_s=_SIGNAL_S
-            )
+            await self._tell_signal(kernel, signum)
         except BridgeRefused as exc:
             if exc.reason != "no_kernel":  # it has ended just now
                 raise
@@ -276,7 +278,11 @@ class Supervisor:
                 self._ahead.wanted(kernel)
             elif name == "shutdown_wanted":
                 log("shut down while asleep", restart=event.get("restart"))
-                kernel.shut_down = 0
+                if kernel.row.status is Status.ASLEEP and not kernel.moving:
+                    kernel.shut_down = 0
+                else:
+                    ending = self._end(kernel, kernel.guest.generation)
+                    self._settling.tasks.start(ending, name=f"end {kernel_id}")
             elif name == "link_failed":
                 reason = str(event.get("error") or event.get("message") or "protocol error")
                 log("link failed", level=logging.ERROR, reason=reason)
@@ -286,6 +292,33 @@ class Supervisor:
             elif name == "link_open" and not kernel.launching:
                 self._settling.tasks.start(self._refresh(kernel), name=f"refresh {kernel_id}")
         kernel.notify()
+
+    async def _end(self, kernel: Kernel, generation: int) -> None:
+        """End a kernel that was asked to shut down while it stood still, and was answered for."""
+        with about(kernel.row.kernel_id), contextlib.suppress(SandboxError, BridgeRefused):
+            async with kernel.lock:
+                if kernel.row.status is Status.ASLEEP:
+                    kernel.shut_down = 0
+                    kernel.notify()
+                elif kernel.guest.generation == generation and not kernel.ended:
+                    await self.sleeper.wake_locked(kernel)
+                    await self._tell_signal(kernel, signal.SIGTERM)
+
+    async def _interrupt_soon(self, kernel: Kernel) -> None:
+        """Interrupt the cell for which a kernel wakes, once it runs; without one, nothing."""
+        with about(kernel.row.kernel_id), contextlib.suppress(SandboxError, BridgeRefused):
+            async with kernel.lock:
+                pass  # whatever moved it is over
+            until = time.monotonic() + _BUSY_WITHIN_S
+            while kernel.tier is Tier.AWAKE and time.monotonic() < until:
+                status = await self._parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
+                if status.get("execution_state") == "busy":
+                    await self._tell_signal(kernel, signal.SIGINT)
+                    return
+                await asyncio.sleep(_BUSY_WITHIN_S / 40)
+
+    async def _tell_signal(self, kernel: Kernel, signum: int) -> None:
+        await self._settling.steps.ask(kernel, "signal", {"signum": signum}, timeout_s=_SIGNAL_S)
 
     async def resume_sleep(self, kernel: Kernel, status: Mapping[str, Any]) -> None:
         """Finish what an earlier daemon had begun, and see to who has waited meanwhile."""

@@ -52,6 +52,8 @@ class Tiers:
         self._cpu: dict[str, tuple[float, float]] = {}
         self._worked_at: dict[str, float] = {}
         self._due: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+        """Since when a kernel was in its tier at the last look: one that has moved is looked at soon."""
         self._nudged = asyncio.Event()
 
     def nudge(self, kernel_id: str) -> None:
@@ -65,11 +67,13 @@ class Tiers:
             self._nudged.clear()
             now = time.monotonic()
             kernels = self._supervisor.kernels
-            for known in (self._due, self._cpu, self._worked_at):
+            for known in (self._due, self._cpu, self._worked_at, self._since):
                 for kernel_id in set(known) - set(kernels):
                     del known[kernel_id]
             for kernel_id, kernel in list(kernels.items()):
-                if self._due.get(kernel_id, 0.0) <= now and not kernel.lock.locked():
+                moved = self._since.get(kernel_id) != kernel.row.tier_since
+                if (moved or self._due.get(kernel_id, 0.0) <= now) and not kernel.lock.locked():
+                    self._since[kernel_id] = kernel.row.tier_since
                     with about(kernel_id):
                         self._due[kernel_id] = time.monotonic() + await self._cared(kernel)
             ahead = min(self._due.values(), default=now + _AGAIN_S) - time.monotonic()
@@ -104,7 +108,8 @@ class Tiers:
         decision = next_tier(self._seen(kernel, status, share or 0.0), policy, time.time())
         kernel.outlook = decision.reason
         if decision.action is Action.NONE:
-            return decision.look_again_s
+            busy = bool(status.get("busy_reason"))
+            return min(decision.look_again_s, _AGAIN_S) if busy else decision.look_again_s
         try:
             await self._act(kernel, decision.action)
         except SandboxError as exc:

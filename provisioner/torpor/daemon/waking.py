@@ -31,7 +31,8 @@ _CHECK_S = 10.0
 _RELEASED_S = 120.0
 """The next thing that is asked of the kernel waits until its old snapshots are off the disk."""
 _OFFER = (
-    "Its snapshot is kept: run this again to try once more, or restart the kernel to start fresh."
+    "Run this again to try once more, or restart the kernel to start fresh; "
+    "what there is of its snapshot is kept."
 )
 _MOST_LINES = 10
 _MOST_CHARS = 300
