@@ -3,7 +3,7 @@
 Rows are written *before* what they describe is allocated and removed after it is freed, so that a
 daemon that dies at any moment leaves nothing its successor cannot find. Writes go to the page
 cache (a dead daemon loses none) and are not forced to the disk: after a crash of the machine there
-are no sandboxes to find either.
+are no sandboxes to find either. That a kernel sleeps must outlive one: ``sync``.
 
 Calls block for well under a millisecond: they are made from the event loop on purpose, so that
 deciding and remembering are one act.
@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torpor.daemon.records import KernelRow, SandboxRow
@@ -116,6 +116,19 @@ class Registry:
     def sandboxes_of(self, kernel_id: str) -> list[SandboxRow]:
         """Give every sandbox row of one kernel, left-overs included."""
         return [row for row in self.sandboxes.values() if row.kernel_id == kernel_id]
+
+    def sync(self) -> None:
+        """Return once what was written outlives a loss of power. Blocks for longer; for a thread.
+
+        Raises OSError. Frames in the log are checked when it is read, so that it is enough to have
+        it on the disk (SQLite, "Write-Ahead Logging").
+        """
+        with suppress(FileNotFoundError):  # all of it is in the database, and synced
+            fd = os.open(f"{self._path}-wal", os.O_RDONLY)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
 
     def close(self) -> None:
         """Write the WAL back and close. Twice is fine."""

@@ -398,6 +398,10 @@ class Sleeper:
     async def _let_go(self, kernel: Kernel) -> None:
         """Close the link and free the sandbox. What fails here the sweep and ``next_step`` finish."""
         await self._tell("sleep", kernel)
+        try:
+            await asyncio.to_thread(self._parts.registry.sync)
+        except OSError as exc:  # the row is there, but for a loss of power just now
+            log("registry not synced", level=logging.WARNING, error=exc)
         await self._parts.free_sandboxes_of(kernel.row.kernel_id)
 
     async def _resume(self, kernel: Kernel, handle: Handle) -> None:

@@ -148,7 +148,10 @@ class Snapshots:
         return await asyncio.to_thread(work)
 
     async def copy(self, snapshot: Snapshot, kernel_id: str) -> Snapshot:
-        """Make a copy the first snapshot of another kernel. Raises NoRoom, OSError; all or nothing."""
+        """Make a copy the first snapshot of another kernel. All or nothing.
+
+        Raises NoRoom, OSError, and SnapshotUnusable when what is copied is damaged.
+        """
 
         def work() -> Snapshot:
             draft = self.store.draft(snapshot.manifest.size_bytes)
@@ -165,7 +168,7 @@ class Snapshots:
                     parent=Ancestor(manifest.kernel_id, manifest.generation),
                     created_at=datetime.now(UTC).isoformat(),
                 )
-                return self.store.publish(draft, copied)
+                return self.store.publish_copy(draft, copied)
             except BaseException:
                 self.store.discard(draft)
                 raise

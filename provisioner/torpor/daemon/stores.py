@@ -198,8 +198,8 @@ class Stores:
             finally:
                 stack.close()
                 if fetched and not keep:
-                    with suppress(SandboxError, OSError):
-                        await asyncio.to_thread(self.local.drop, kernel_id, generation)
+                    with suppress(SandboxError, OSError, TimeoutError):
+                        await self.drop_surely(kernel_id, generation)
 
     async def fetch(self, kernel_id: str, generation: int, *, told: Told | None = None) -> Snapshot:
         """Bring a snapshot to the disk; one that is there is given. Raises as ``at_hand``."""

@@ -99,6 +99,11 @@ class Waking:
         await self._tell("release", kernel, notice=notice(kernel.row))
         kernel.moving = ""
         kernel.notify()
+        try:
+            await asyncio.to_thread(self._parts.registry.sync)  # which snapshot is its newest
+        except OSError as exc:
+            log("old snapshots stay", level=logging.WARNING, error=exc)
+            return
         await self._parts.snapshots.answered(kernel.row)
 
     async def undo(self, kernel: Kernel, reason: str | None) -> None:

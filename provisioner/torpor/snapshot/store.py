@@ -122,6 +122,14 @@ class SnapshotStore:
         return self._place(draft, manifest, self._shelf.require_next)
 
     @as_unusable()
+    def publish_copy(self, draft: Path, manifest: SnapshotManifest) -> Snapshot:
+        """Do as ``publish`` with a copy of another snapshot, whose ``files`` it must still hold.
+
+        Raises as ``publish``, and SnapshotUnusable when what was copied is damaged.
+        """
+        return self._place(draft, manifest, self._shelf.require_next, manifest.files)
+
+    @as_unusable()
     def adopt(self, draft: Path, manifest: SnapshotManifest) -> Snapshot:
         """Make the draft the snapshot of ``manifest``, which was published elsewhere, as it was.
 

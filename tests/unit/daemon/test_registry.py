@@ -120,3 +120,17 @@ def test_a_full_disk_is_an_error_and_changes_nothing(path):
         registry.put_kernel(replace(ROW, reason="x" * 100_000))
     assert registry.kernels == {}
     registry.close()
+
+
+def test_synced_with_and_without_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+    )
+    registry = Registry(tmp_path / "registry.sqlite")
+    registry.put_kernel(replace(ROW, status=Status.ASLEEP))
+    registry.sync()
+    assert synced == [str(tmp_path / "registry.sqlite-wal")]
+    registry.close()  # which writes the log back
+    registry.sync()
+    assert len(synced) == 1

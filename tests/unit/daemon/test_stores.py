@@ -16,6 +16,7 @@ import pytest
 from torpor.api import CHANNELS, Endpoints
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.records import KernelRow
+from torpor.daemon.snapshots import Snapshots
 from torpor.daemon.stores import Stores
 from torpor.daemon.tasks import Tasks
 from torpor.daemon.threads import in_thread
@@ -243,6 +244,27 @@ async def test_fetched_held_and_gone_again(tmp_path: Path) -> None:
         pass
     assert world.here() == [(KERNEL, 1)], "it was here before"
     assert world.stores.transfers == []
+
+
+async def test_the_last_copy_is_not_dropped(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.remote.push(publish(world.local))
+    world.local.drop(KERNEL)
+    async with world.stores.at_hand(KERNEL, 1, keep=False):
+        world.remote.drop(KERNEL)  # another machine's retention, or somebody by hand
+    assert world.here() == [(KERNEL, 1)]
+
+
+async def test_a_damaged_snapshot_is_not_copied(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "snapshots", 100 << 20)
+    pages = publish(store).image / "pages.img"
+    pages.write_bytes(bytes([pages.read_bytes()[0] ^ 1]) + pages.read_bytes()[1:])
+    again = SnapshotStore(tmp_path / "snapshots", 100 << 20)  # the next daemon's
+    found = again.get(KERNEL, 1)
+    assert found is not None
+    with pytest.raises(SnapshotUnusable, match=r"pages\.img"):
+        await Snapshots(again).copy(found, OTHER)
+    assert [each.kernel_id for each in again.list()] == [KERNEL]
 
 
 async def test_nothing_to_be_found(tmp_path: Path) -> None:
