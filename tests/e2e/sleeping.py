@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from torpor.client import Client
 from torpor.client_sleep import SleepClient
 from torpor.config import user_paths
 
+from tests.home import start, stop
 from tests.world import processes_of
 
 WAIT_S = 20.0
@@ -57,6 +60,15 @@ def snapshots() -> list[dict[str, Any]]:
 def sandbox_pids(home: Path) -> list[int]:
     """Give the processes of all sandboxes."""
     return sorted(processes_of(home, services=False))
+
+
+@contextmanager
+def own_kernel(home: Path, folder: Path) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    """Give a kernel of a test's own; afterwards no sandbox is left in ``home``."""
+    km, kc = start(folder)
+    yield km, kc
+    stop(km, kc)
+    wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
 
 
 def daemon_pid(home: Path) -> int:

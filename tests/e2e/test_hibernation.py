@@ -18,6 +18,7 @@ from tests.e2e.sleeping import (
     daemon_pid,
     do,
     events,
+    own_kernel,
     sandbox_pids,
     snapshots,
     state,
@@ -40,10 +41,8 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def pair(home: Path, tmp_path: Path) -> Iterator[Pair]:
-    km, kc = start(tmp_path)
-    yield km, kc
-    stop(km, kc)
-    wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
+    with own_kernel(home, tmp_path) as started:
+        yield started
     assert snapshots() == []
 
 

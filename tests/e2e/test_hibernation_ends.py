@@ -21,8 +21,16 @@ from torpor.client_sleep import SleepClient
 from torpor.config import user_paths
 
 from tests.e2e.cells import reply_to, tell, value
-from tests.e2e.sleeping import daemon_pid, do, sandbox_pids, snapshots, state, status, wait
-from tests.home import start, stop, torpor_home
+from tests.e2e.sleeping import (
+    daemon_pid,
+    do,
+    own_kernel,
+    snapshots,
+    state,
+    status,
+    wait,
+)
+from tests.home import torpor_home
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(120)]
 
@@ -50,10 +58,8 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def pair(home: Path, tmp_path: Path) -> Iterator[Pair]:
-    km, kc = start(tmp_path)
-    yield km, kc
-    stop(km, kc)
-    wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
+    with own_kernel(home, tmp_path) as started:
+        yield started
 
 
 @pytest.mark.parametrize("now", [True, False])

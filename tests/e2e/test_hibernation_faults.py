@@ -21,6 +21,7 @@ from tests.e2e.sleeping import (
     daemon_pid,
     do,
     events,
+    own_kernel,
     sandbox_pids,
     snapshots,
     state,
@@ -45,10 +46,8 @@ def home() -> Iterator[Path]:
 def pair(home: Path, tmp_path: Path) -> Iterator[Pair]:
     workspace = tmp_path / "ws"
     workspace.mkdir()
-    km, kc = start(workspace)
-    yield km, kc
-    stop(km, kc)
-    wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
+    with own_kernel(home, workspace) as started:
+        yield started
 
 
 def folder_of(home: Path, km: KernelManager) -> Path:

@@ -15,8 +15,8 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from tests.e2e.cells import run, tell, value
-from tests.e2e.sleeping import do, events, sandbox_pids, state, wait, wait_status
-from tests.home import start, stop, torpor_home
+from tests.e2e.sleeping import do, events, own_kernel, sandbox_pids, state, wait_status
+from tests.home import torpor_home
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(120)]
 
@@ -44,10 +44,8 @@ def ws(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pair(home: Path, ws: Path) -> Iterator[Pair]:
-    km, kc = start(ws)
-    yield km, kc
-    stop(km, kc)
-    wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
+    with own_kernel(home, ws) as started:
+        yield started
 
 
 def replace(ws: Path) -> None:

@@ -135,9 +135,7 @@ class Snapshots:
         """
 
         def work() -> Snapshot:
-            snapshot = self.store.get(row.kernel_id, row.generation)
-            if snapshot is None:
-                raise SnapshotUnusable(f"generation {row.generation} of its snapshot is gone")
+            snapshot = self._present(row)
             manifest = snapshot.manifest
             if why := mismatch(manifest, self._facts(snapshot, template, build)):
                 raise SnapshotUnusable(why)
@@ -217,12 +215,16 @@ class Snapshots:
         Its content is not looked at.
         """
         try:
-            snapshot = await asyncio.to_thread(self.store.get, row.kernel_id, row.generation)
+            await asyncio.to_thread(self._present, row)
         except (SandboxError, OSError) as exc:
             return str(exc)
-        return (
-            None if snapshot is not None else f"generation {row.generation} of its snapshot is gone"
-        )
+        return None
+
+    def _present(self, row: KernelRow) -> Snapshot:
+        snapshot = self.store.get(row.kernel_id, row.generation)
+        if snapshot is None:
+            raise SnapshotUnusable(f"generation {row.generation} of its snapshot is gone")
+        return snapshot
 
     async def list(self) -> list[Listed]:
         """Give all that are whole. Raises SnapshotUnusable, OSError."""

@@ -111,14 +111,14 @@ class Waking:
 
         ``reason`` None: it did not fail, its caller has left; whoever waits asks again.
         """
-        parts, memory = self._parts, {}
+        parts = self._parts
         kernel.forget_sandbox()
         if reason is None:
-            memory = {"memory": dict(await parts.snapshots.memory(kernel.row))}
+            memory = await parts.snapshots.memory(kernel.row)
+            await self._tell("sleep", kernel, memory=dict(memory))
         else:
             self._note(kernel, reason)
-        await self._tell("sleep", kernel, **memory)
-        if reason is not None:
+            await self._tell("sleep", kernel)
             await self._tell("wake_failed", kernel, reason=f"{reason}\n{_OFFER}")
         await parts.free_sandboxes_of(kernel.row.kernel_id)
 
