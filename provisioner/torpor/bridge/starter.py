@@ -2,7 +2,8 @@
 
 A client that holds only a connection file asks nobody else: its message waits here. So the bridge
 runs the command that the last daemon told it (``hello``), as any client would: under the start lock,
-and no more than a few times in a row. A daemon that was told to stop has taken the command back.
+and no more than a few times in a row; once where the daemon says that its configuration is wrong. A
+daemon that was told to stop has taken the command back.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ UP_WITHIN_S = 40.0
 _SETTLED_S = 10.0
 _REAP_S = 0.1
 _MOST_TOLD_BYTES = 16_384
+_IN_VAIN = "config"
+"""The code of errors that trying again cannot mend (``torpor.errors.ConfigError``)."""
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +133,7 @@ class Starter:
         if command is None or self._attached() or not self._wanted():
             return
         if self._attempts >= ATTEMPTS:
-            self._attempts = 0
-            reason = self._failure or "it did not come up"
-            logger.error("torpord could not be started: %s", reason)
-            self._given_up(f"torpord has died and could not be started again: {reason}")
+            self._give_up()
             return
         self._attempts += 1
         try:
@@ -145,6 +145,13 @@ class Starter:
             self._failure = f"{command.argv[0]} cannot be run: {exc.strerror or exc}"
             self._let_go()
             self.consider()
+
+    def _give_up(self) -> None:
+        """Tell those who wait. Whoever wants a kernel from now on has it tried again."""
+        self._attempts = 0
+        reason = self._failure or "it did not come up"
+        logger.error("torpord could not be started: %s", reason)
+        self._given_up(f"torpord has died and could not be started again: {reason}")
 
     def _start(self, command: StartCommand) -> None:
         import subprocess
@@ -181,10 +188,13 @@ class Starter:
         if chunk and len(self._told) < _MOST_TOLD_BYTES:
             self._told += chunk
             return
-        self._failure = _failure(self._told)
+        self._failure, in_vain = _failure(self._told)
         if self._failure:
             logger.error("torpord did not start: %s", self._failure)
         self._ended()
+        if in_vain:
+            self._cancel()
+            self._give_up()
 
     def _late(self) -> None:
         self._timer = None
@@ -224,12 +234,13 @@ class Starter:
             self._timer = None
 
 
-def _failure(told: bytes) -> str:
-    """Give what a daemon said of a start that failed; "" when it is ready."""
+def _failure(told: bytes) -> tuple[str, bool]:
+    """Give what a daemon said of a start that failed ("" when it is ready), and whether for good."""
     try:
         body = json.loads(told)
         if body.get("ready") is True:
-            return ""
-        return str(body["error"]["message"])[:500]
+            return "", False
+        error = body["error"]
+        return str(error["message"])[:500], error.get("code") == _IN_VAIN
     except (ValueError, KeyError, TypeError, AttributeError):
-        return "it ended before it was ready; see its log"
+        return "it ended before it was ready; see its log", False

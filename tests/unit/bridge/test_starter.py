@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_one_that_comes_by_itself_is_waited_for(world: World) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"said": b'{"error": {"code": "config", "message": "no such trait"}}'}, "no such trait"),
+        ({"said": b'{"error": {"code": "unavailable", "message": "too early"}}'}, "too early"),
         ({"said": b"{"}, "ended before it was ready"),
         ({"argv": ["/nonexistent"]}, "/nonexistent cannot be run"),
         ({"lock": "/nonexistent/lock"}, "cannot be run"),
@@ -118,6 +119,32 @@ def test_it_is_tried_a_few_times(world: World, changes: dict[str, Any], said: st
     [reason] = world.given_up
     assert said in reason
     assert world.starts in (0, ATTEMPTS)
+
+
+WRONG = b'{"error": {"code": "config", "message": "no such trait"}}'
+
+
+def test_a_wrong_configuration_is_told_at_once(world: World) -> None:
+    """As is whoever asks later: by then somebody may have corrected it."""
+    for count in (1, 2):
+        learn(world, world.command(said=WRONG))
+        began = time.monotonic()
+        world.run(10)
+        assert time.monotonic() - began < 5
+        assert world.starts == count
+        assert "no such trait" in world.given_up[-1]
+        world.wanted = True
+    assert len(world.given_up) == 2
+
+
+def test_nobody_is_told_of_a_wrong_configuration_later(world: World) -> None:
+    learn(world, world.command(said=WRONG))
+    world.run(10)
+    world.wanted = True
+    learn(world, world.command())
+    world.run(0.15)
+    assert world.starts >= 2
+    assert len(world.given_up) == 1
 
 
 def test_somebody_else_starts_it(world: World) -> None:
