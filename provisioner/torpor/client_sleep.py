@@ -41,16 +41,19 @@ class SleepClient:
         path = f"/v1/kernels/{quote(kernel_id, safe='')}/rollback"
         return await self._client.call("POST", path, {"to": to}, timeout_s=_LONGEST_S)
 
-    async def drop(self, kernel_id: str, generation: int) -> dict[str, Any]:
+    async def drop(self, kernel_id: str, generation: int, place: str = "") -> dict[str, Any]:
         """Remove one snapshot for good, here and in the store; none is fine.
 
-        Gives ``{"removed", "bytes", "from_store"}``; ``bytes`` are those of the disk.
+        ``place``: "disk" or "store", to remove it only there. Gives ``{"removed", "bytes",
+        "from_store"}``; ``bytes`` are those of the disk.
 
         Raises:
-            Busy: its kernel sleeps in it, or something is being restored from it.
+            Busy: its kernel sleeps in it and no other place surely has it, or something is being
+                restored from it.
             StoreUnavailable: the store does not answer; nothing was removed.
         """
         path = f"/v1/snapshots/{quote(kernel_id, safe='')}/{generation}"
+        path += f"?from={place}" if place else ""
         return dict(await self._client.call("DELETE", path, timeout_s=_LONGEST_S))
 
     async def move(self, kernel_id: str, verb: str, which: int | str | None) -> dict[str, Any]:

@@ -69,6 +69,10 @@ class Paths:
         return self.state / "snapshots"
 
     @property
+    def store_marks(self) -> Path:
+        return self.state / "store-marks.json"
+
+    @property
     def log(self) -> Path:
         return self.state / "torpord.log"
 

@@ -65,6 +65,7 @@ def sandbox_pids(home: Path) -> list[int]:
 @contextmanager
 def own_kernel(home: Path, folder: Path) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
     """Give a kernel of a test's own; afterwards no sandbox is left in ``home``."""
+    folder.mkdir(exist_ok=True)
     km, kc = start(folder)
     yield km, kc
     stop(km, kc)

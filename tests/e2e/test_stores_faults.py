@@ -272,7 +272,7 @@ def test_room_is_made_by_what_the_store_has(tmp_path: Path) -> None:
         assert value(kc2, "x") == "1"
         with pytest.raises(NoRoom):
             do(km2, "hibernate")  # what the store may not have is not removed
-        assert places(km3) == {1: ["disk"]}
+        assert "disk" in places(km3)[1]
         (tmp_path / "s").unlink()
         shutil.move(tmp_path / "away", tmp_path / "s")
         wait_places(km3, {1: ["disk", "store"]}, 40)

@@ -58,7 +58,7 @@ class DoctorCommand(Command):
         yield environment.check_ipykernel()
         yield environment.check_byte_code()
         yield environment.check_kernelspecs()
-        yield check_store(settings)
+        yield check_store(settings, paths.store_marks if paths.state.is_dir() else None)
         yield check_daemon(paths)
 
 

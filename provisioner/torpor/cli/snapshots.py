@@ -6,7 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from torpor.cli.command import Command, progress
+from traitlets import Enum
+
+from torpor.cli.command import FLAGS, Command, progress
 from torpor.cli.reach import client_of, has_snapshots
 from torpor.cli.restore import kernel_of, number_or_name
 from torpor.cli.text import age, size, table
@@ -24,23 +26,38 @@ class SnapshotsCommand(Command):
     torpor snapshots                                 list it; WHERE is disk, store, or both
     torpor snapshots push KERNEL [GENERATION|NAME]   send one to the store now
     torpor snapshots fetch KERNEL [GENERATION|NAME]  bring one from the store to the disk
-    torpor snapshots rm KERNEL GENERATION|NAME       remove one for good, wherever it is
+    torpor snapshots rm KERNEL GENERATION|NAME       remove one for good, wherever it is;
+                                                     with --disk or --store only there
 
     The newest of a kernel is what it wakes from; the one before stays until it has answered. Those
     with a name stay until they are removed here, also when their kernel is no more. Where a store is
     configured (c.Torpor.store), snapshots go there by themselves; see also `torpor restore`."""
     max_positionals = 3
+    flags: dict[str, Any] = {  # noqa: RUF012
+        **FLAGS,
+        "disk": ({"SnapshotsCommand": {"place": "disk"}}, "Remove it from this disk only."),
+        "store": ({"SnapshotsCommand": {"place": "store"}}, "Remove it from the store only."),
+    }
+
+    place = Enum(["", "disk", "store"], "", help="Where `rm` removes; '' is everywhere.").tag(
+        config=True
+    )
 
     def run(self) -> int:
         verb, *rest = [*self.extra_args, ""]
         words = rest[:-1]
+        if self.place and verb != "rm":
+            return self.usage_error("--disk and --store are for rm")
         if not verb:
             found = asyncio.run(self._overview())
             self.show(found, _text(found["snapshots"], found["store"]))
             return 0
         if verb == "rm" and len(words) == 2:
             removed = asyncio.run(self._remove(*words))
-            self.show(removed, f"{removed['removed']} removed, {size(removed['bytes'])} of disk")
+            also = ", and from the store" if removed["from_store"] else ""
+            self.show(
+                removed, f"{removed['removed']} removed, {size(removed['bytes'])} of disk{also}"
+            )
             return 0
         if verb in ("push", "fetch") and words:
             return asyncio.run(self._move(verb, *words))
@@ -48,7 +65,7 @@ class SnapshotsCommand(Command):
 
     async def _remove(self, kernel: str, which: str) -> dict[str, Any]:
         kernel_id, generation = wanted((await self._overview())["snapshots"], kernel, which)
-        return await self._client().drop(kernel_id, generation)
+        return await self._client().drop(kernel_id, generation, self.place)
 
     async def _move(self, verb: str, kernel: str, which: str = "") -> int:
         client, started = self._client(), time.monotonic()

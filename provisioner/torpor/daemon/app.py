@@ -112,7 +112,9 @@ class Daemon:
                     keep_free_bytes=self._settings.keep_free_bytes,
                 )
             )
-            stores = Stores(lambda: self._source.read().store, snapshots.store)
+            stores = Stores(
+                lambda: self._source.read().store, snapshots.store, self._paths.store_marks
+            )
             self.parts = Parts(self._paths, registry, backend, bridge, snapshots, stores)
             settling = self._settling = Settling(self.parts)
             stack.push_async_callback(settling.aclose)

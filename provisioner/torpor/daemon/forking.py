@@ -68,7 +68,7 @@ class Forker:
         """Give a kernel of that name with the memory of ``source``. All or nothing.
 
         Raises:
-            Busy: there is one of that name, or ``source`` is in the middle of something.
+            Busy: there is one of that name, or snapshots of one, or ``source`` is in the middle of something.
             ConfigError: its language has no way to renew randomness.
             AtCapacity, NoRoom, SnapshotUnusable, LaunchError: it could not be made.
         """
@@ -93,6 +93,7 @@ class Forker:
 
         Raises as ``fork``, and as ``Stores.at_hand``.
         """
+        await self._parts.stores.require_unused(kernel_id, ask=True)
         async with self._parts.stores.at_hand(source_id, which, keep=False) as snapshot:
             row = _row_of(snapshot.manifest, client)
             kernel = await self._made(row, nullcontext(snapshot), kernel_id, client, owner)
@@ -114,6 +115,7 @@ class Forker:
                 "only kernels of ipykernel can be forked or restored as new ones",
                 hint="others would share their random numbers with the new one",
             )
+        await self._parts.stores.require_unused(kernel_id)
         if kernel_id in self._settling.kernels:
             raise Busy(f"there is a kernel {kernel_id!r} already")
         kernel = Kernel(
@@ -150,6 +152,7 @@ class Forker:
         finally:
             kernel.launch = None
             if not made:
+                kernel.was_made = False
                 kernel.row = replace(kernel.row, target=Target.ABSENT)
                 await self._settling.now(kernel)
             kernel.notify()

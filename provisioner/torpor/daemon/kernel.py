@@ -37,6 +37,8 @@ class Kernel:
         self.sandbox_watch: asyncio.Task[Any] | None = None
         self.moving = ""
         """What is being done to it right now: hibernating, fetching, waking; "" for nothing."""
+        self.was_made = True
+        """False for a fork that failed: nothing of that name was ever to be seen by others."""
         self.frozen = False
         """Its processes stand still in memory."""
         self.shut_down: int | None = None

@@ -64,7 +64,8 @@ class Steps:
         await self._parts.free_endpoints(row)
         await self._parts.stores.release(row.kernel_id)
         await self._parts.snapshots.forget(row.kernel_id)
-        self._parts.stores.leave(row.kernel_id)
+        if kernel.was_made:
+            self._parts.stores.leave(row.kernel_id)
         registry.drop_kernel(row.kernel_id)
         log("removed")
 

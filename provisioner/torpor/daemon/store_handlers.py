@@ -2,6 +2,8 @@
 
     GET    /v1/snapshots                       {"snapshots": [Row], "store": Store | null}
     DELETE /v1/snapshots/KERNEL/GENERATION     from the disk and from the store
+           ?from=disk|store                    from one of them; what a kernel sleeps in only where
+                                               the other surely has it
     POST   /v1/snapshots/KERNEL/push|fetch     {"which": generation, name or null} → Row
     POST   /v1/snapshots/KERNEL/restore        {"which", "kernel_id", "client", "lease"} → KernelState
     GET    /v1/transfers                       {"transfers": [{"kernel_id", "generation",
@@ -17,6 +19,7 @@ Keys and options of a store are never in an answer.
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
 
 from torpor.api import Endpoints, parse_endpoints
@@ -25,6 +28,7 @@ from torpor.daemon.handlers import Handler
 from torpor.daemon.logs import about
 from torpor.daemon.processes import Process
 from torpor.errors import Busy, ConfigError
+from torpor.golden.collect import Removed
 from torpor.lifecycle.idle import Tier
 from torpor.snapshot.build import Listed
 from torpor.snapshot.manifest import is_kernel_id
@@ -46,11 +50,19 @@ class SnapshotsHandler(Handler):
         rows: dict[tuple[str, int], dict[str, Any]] = {}
         for here in listed:
             rows[here.kernel_id, here.generation] = _shown(here) | {"on": ["disk"]}
+        for kernel_id, generation, why in await asyncio.to_thread(stores.local.unusable):
+            row = _unknown(kernel_id, generation)
+            rows[kernel_id, generation] = row | {"on": ["disk"], "trouble": why}
         found = stores.known if not note else (*stores.known, *stores.pushed.values())
         for stored in found if settings else ():
             key = (stored.kernel_id, stored.generation)
             on = ["disk", "store"] if "disk" in rows.get(key, {}).get("on", ()) else ["store"]
-            rows[key] = _shown(stored) | {"on": on, "stored_bytes": stored.stored_bytes}
+            trouble = rows.get(key, {}).get("trouble", "")
+            rows[key] = _shown(stored) | {
+                "on": on,
+                "stored_bytes": stored.stored_bytes,
+                "trouble": trouble,
+            }
         for kernel_id, generation, why in stores.unusable if settings else ():
             row = rows.setdefault((kernel_id, generation), _unknown(kernel_id, generation))
             row |= {"trouble": why}
@@ -75,28 +87,53 @@ class SnapshotsHandler(Handler):
 
 class SnapshotHandler(Handler):
     async def delete(self, kernel_id: str, generation: str) -> None:
-        await self.answer(self._drop(kernel_id, int(generation)))
+        place = self.get_query_argument("from", "")
+        await self.answer(self._drop(kernel_id, int(generation), place))
 
-    async def _drop(self, kernel_id: str, generation: int) -> dict[str, Any]:
+    async def _drop(self, kernel_id: str, generation: int, place: str) -> dict[str, Any]:
         """The store first: where that fails, all is as it was."""
+        if place not in ("", "disk", "store"):
+            raise ConfigError(f"{place!r:.40} is no place", hint='"disk" or "store"; none: both')
+        stores, from_store = self.daemon.parts.stores, False
+        removed: tuple[Removed, ...] = ()
         kernel = self.daemon.supervisor.kernels.get(kernel_id)
-        if kernel is not None:
-            async with kernel.lock:
-                if kernel.tier is Tier.ASLEEP and kernel.row.generation == generation:
-                    raise Busy(
-                        f"kernel {kernel_id} sleeps in generation {generation}",
-                        hint="wake it first, or end it with `torpor shutdown`",
-                    )
-        stores = self.daemon.parts.stores
+
+        def is_needed() -> bool:
+            return bool(
+                kernel and kernel.tier is Tier.ASLEEP and kernel.row.generation == generation
+            )
+
         with about(kernel_id):
+            if not place and is_needed():  # it may be on its way here for a wake
+                await self._require_other(kernel_id, generation, place)
             await stores.release(kernel_id)
-            from_store = await stores.remove(kernel_id, generation)
-            removed = await asyncio.to_thread(stores.local.drop, kernel_id, generation)
+            async with kernel.lock if kernel else nullcontext():
+                if is_needed():
+                    await self._require_other(kernel_id, generation, place)
+                if place != "disk":
+                    from_store = await stores.remove(kernel_id, generation)
+                if place != "store":
+                    removed = await asyncio.to_thread(stores.local.drop, kernel_id, generation)
+        self.daemon.tiering.troubles.pop((kernel_id, generation), None)
+        stores.news.set()
         return {
             "removed": int(bool(removed) or from_store),
             "bytes": sum(each.size_bytes for each in removed),
             "from_store": from_store,
         }
+
+    async def _require_other(self, kernel_id: str, generation: int, place: str) -> None:
+        """Raise Busy unless what a kernel sleeps in stays whole in the other place."""
+        stores = self.daemon.parts.stores
+        if (place == "disk" and await stores.has(kernel_id, generation)) or (
+            place == "store" and await stores.is_sound_here(kernel_id, generation)
+        ):
+            return
+        nowhere = {"disk": ", and the store does not have it", "store": ", and the disk does not"}
+        raise Busy(
+            f"kernel {kernel_id} sleeps in generation {generation}{nowhere.get(place, '')}",
+            hint="wake it first, or end it with `torpor shutdown`",
+        )
 
 
 class MoveHandler(Handler):

@@ -11,80 +11,25 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from torpor.daemon.known_store import CONFIRM_S, KnownStore
 from torpor.daemon.logs import log
 from torpor.daemon.threads import in_thread
 from torpor.daemon.transfers import Told, Transfer, progress_of
-from torpor.errors import Busy, ConfigError, SandboxError, SnapshotUnusable
-from torpor.snapshot.build import Snapshot
-from torpor.snapshot.remote.configured import StoreSettings
+from torpor.errors import Busy, ConfigError, NoRoom, SandboxError, SnapshotUnusable
+from torpor.snapshot.build import DAMAGED_HINT, Snapshot
 from torpor.snapshot.remote.retention import Stored
-from torpor.snapshot.remote.settings import open_store
-from torpor.snapshot.store import SnapshotStore
 
 if TYPE_CHECKING:
     from torpor.snapshot.remote.store import RemoteStore
 
-T = TypeVar("T")
-Key = tuple[str, int]
 _ATTEMPTS = 3
-_CONFIRM_S = 5.0
 _RELEASE_S = 5.0
 
 
-class Stores:
-    """The store as the daemon uses it; ``local`` is where snapshots are restored from."""
-
-    def __init__(self, settings: Callable[[], StoreSettings | None], local: SnapshotStore) -> None:
-        self.local = local
-        self.pushed: dict[Key, Stored] = {}
-        """What the store has for certain: this daemon pushed it, or compared it."""
-        self.known: tuple[Stored, ...] = ()
-        """What the store had when all of it was looked at last."""
-        self.unusable: tuple[tuple[str, int, str], ...] = ()
-        """And what of that cannot be used, with the reason."""
-        self.transfers: list[Transfer] = []
-        self.passing: set[Key] = set()
-        """Snapshots that were made for a moment and are nobody's to send."""
-        self.leaving: set[str] = set()
-        """Kernels that are no more, whose automatic snapshots are to leave the store."""
-        self.news = asyncio.Event()
-        """Set when there may be something to send or to remove."""
-        self._settings = settings
-        self._opened: tuple[StoreSettings, RemoteStore] | None = None
-
-    async def settings(self) -> StoreSettings | None:
-        """Give what is configured now; the last that was right while the files are wrong."""
-        try:
-            return await asyncio.to_thread(self._settings)
-        except ConfigError:
-            return self._opened[0] if self._opened else None
-
-    async def open(self) -> RemoteStore | None:
-        """Give the store; None where none is configured.
-
-        Raises ConfigError or StoreUnavailable when it cannot be opened.
-        """
-        settings = await self.settings()
-        if settings is None:
-            return None
-        if self._opened is None or self._opened[0] != settings:
-            opened = await in_thread(
-                lambda _stopped: open_store(settings.remote, settings.patience), name="store-open"
-            )
-            if self._opened is not None and self._opened[0].remote.url != settings.remote.url:
-                self.pushed.clear()
-                self.known, self.unusable = (), ()
-            self._opened = (settings, opened)
-        return self._opened[1]
-
-    async def ask(self, work: Callable[[RemoteStore, Callable[[], bool]], T], *, name: str) -> T:
-        """Give what ``work`` gives of the store. Raises as ``open`` and as ``RemoteStore``."""
-        store = await self.open()
-        if store is None:
-            raise ConfigError("no store is configured", hint="set c.Torpor.store")
-        return await in_thread(lambda stopped: work(store, stopped), name=name)
+class Stores(KnownStore):
+    """The store as the daemon uses it."""
 
     # -- to the store --------------------------------------------------------------------------
 
@@ -110,7 +55,8 @@ class Stores:
                 name="store-push",
                 stop=transfer.stop,
             )
-        self.pushed[kernel_id, generation] = stored
+        if self._opened is not None and self._opened[1] is store:  # it may be another by now
+            self.pushed[kernel_id, generation] = stored
         self.news.set()
         log("pushed", generation=generation, bytes=stored.size_bytes, sent=transfer.wire_bytes)
         return stored
@@ -120,21 +66,44 @@ class Stores:
         store, snapshot = await self.open(), await self._here(kernel_id, generation)
         if store is None or snapshot is None:
             return False
-        found = await in_thread(
-            lambda stopped: store.manifest(kernel_id, generation, cancelled=stopped),
+        return await in_thread(
+            lambda stopped: store.holds(
+                kernel_id, generation, snapshot.manifest, cancelled=stopped
+            ),
             name="store-compare",
         )
-        return found == snapshot.manifest
+
+    async def has(self, kernel_id: str, generation: int) -> bool:
+        """Whether the store has all of what is here, or where that is damaged, of what it has.
+
+        Raises as ``push``.
+        """
+        with suppress(SnapshotUnusable):
+            if await self._here(kernel_id, generation):
+                return await self.has_for_certain(kernel_id, generation)
+        return await self.settings() is not None and await self.ask(
+            lambda store, stopped: store.holds(kernel_id, generation, cancelled=stopped),
+            name="store-compare",
+        )
+
+    async def is_sound_here(self, kernel_id: str, generation: int) -> bool:
+        """Whether it is on the disk as it was published. Reads all of it."""
+        with suppress(SnapshotUnusable):
+            if snapshot := await self._here(kernel_id, generation):
+                return not await asyncio.to_thread(self.local.verify, snapshot)
+        return False
 
     async def make_room(self, needed_bytes: int) -> None:
         """Drop copies on the disk that the store has for certain, oldest first, until so much fits.
 
         Never fails: what does not fit is refused by whoever writes it.
         """
-        rows = {(row.kernel_id, row.generation) for row in self.known} | self.pushed.keys()
-        if not rows or not await asyncio.to_thread(self.local.lacking, needed_bytes):
-            return
         try:
+            if not await asyncio.to_thread(self.local.lacking, needed_bytes):
+                return
+            if not self.known and await self.settings() is not None:
+                await self.look(CONFIRM_S)  # since this daemon began nobody has
+            rows = {(row.kernel_id, row.generation) for row in self.known} | self.pushed.keys()
             listed = await asyncio.to_thread(self.local.list)
             for each in sorted(listed, key=lambda it: it.created_s):
                 key = (each.kernel_id, each.generation)
@@ -150,7 +119,7 @@ class Stores:
 
         One that is in use stays. Raises as ``push``, and TimeoutError, soon, where nobody answers.
         """
-        async with asyncio.timeout(_CONFIRM_S):
+        async with asyncio.timeout(CONFIRM_S):
             try:
                 if not await self.has_for_certain(kernel_id, generation):
                     self.pushed.pop((kernel_id, generation), None)
@@ -183,7 +152,7 @@ class Stores:
         with ExitStack() as stack:
             for _ in range(_ATTEMPTS):
                 generation = await self.find(kernel_id, which)
-                snapshot = await self._here(kernel_id, generation)
+                snapshot = await self._sound(kernel_id, generation, told)
                 if snapshot is None:
                     snapshot, fetched = await self.fetch(kernel_id, generation, told=told), True
                 with suppress(SnapshotUnusable):  # just removed: look again
@@ -203,8 +172,13 @@ class Stores:
 
     async def fetch(self, kernel_id: str, generation: int, *, told: Told | None = None) -> Snapshot:
         """Bring a snapshot to the disk; one that is there is given. Raises as ``at_hand``."""
-        if here := await self._here(kernel_id, generation):
+        if here := await self._sound(kernel_id, generation, told):
             return here
+        return await self._fetch(kernel_id, generation, told)
+
+    async def _fetch(
+        self, kernel_id: str, generation: int, told: Told | None, *, mend: bool = False
+    ) -> Snapshot:
         store = await self.open()
         if store is None:
             raise SnapshotUnusable(
@@ -215,19 +189,67 @@ class Stores:
         async with self._moving(kernel_id, generation, "fetch") as transfer:
             if told:
                 told(transfer)
-            snapshot = await in_thread(
-                lambda stopped: store.fetch(
-                    kernel_id,
-                    generation,
-                    self.local,
-                    progress_of(transfer, told),
-                    cancelled=stopped,
-                ),
-                name="store-fetch",
-                stop=transfer.stop,
-            )
+
+            def fetching(stopped: Callable[[], bool]) -> Snapshot:
+                heard = progress_of(transfer, told)
+                return store.fetch(
+                    kernel_id, generation, self.local, heard, mend=mend, cancelled=stopped
+                )
+
+            async def fetched() -> Snapshot:
+                return await in_thread(fetching, name="store-fetch", stop=transfer.stop)
+
+            try:
+                snapshot = await fetched()
+            except NoRoom:  # since this daemon began nobody has seen how large it is
+                manifest = await self._manifest(store, kernel_id, generation)
+                await self.make_room(manifest.size_bytes if manifest else 0)
+                snapshot = await fetched()
         log("fetched", generation=generation, bytes=transfer.total_bytes, got=transfer.wire_bytes)
         return snapshot
+
+    async def _sound(
+        self, kernel_id: str, generation: int, told: Told | None = None
+    ) -> Snapshot | None:
+        """Give what is on the disk; where that is damaged and the store has the same, that.
+
+        Its content is only read where there is a store: whoever restores from it compares it.
+
+        Raises SnapshotUnusable: it is damaged, and why there is no other.
+        """
+        try:
+            snapshot = await self._here(kernel_id, generation)
+            if snapshot is None or await self.settings() is None:
+                return snapshot
+            why = await asyncio.to_thread(self.local.verify, snapshot)
+            if not why or await self._here(kernel_id, generation) is None:
+                return snapshot
+            raise SnapshotUnusable(
+                f"the snapshot on this disk is damaged: {why}", hint=DAMAGED_HINT
+            )
+        except SnapshotUnusable as damage:
+            return await self._mended(kernel_id, generation, damage, told)
+
+    async def _mended(
+        self, kernel_id: str, generation: int, damage: SnapshotUnusable, told: Told | None
+    ) -> Snapshot:
+        try:
+            store = await self.open()
+            if store is None:
+                raise damage
+            manifest = await self._manifest(store, kernel_id, generation)
+            if manifest is None or not await asyncio.to_thread(
+                self.local.damaged_copy_of, manifest
+            ):
+                raise damage
+            log("damaged", level=logging.WARNING, generation=generation, error=damage)
+            return await self._fetch(kernel_id, generation, told, mend=True)
+        except (SandboxError, OSError) as exc:
+            if exc is damage:
+                raise
+            raise SnapshotUnusable(
+                f"{damage.message}; and the store's cannot take its place: {exc}", hint=damage.hint
+            ) from exc
 
     async def find(self, kernel_id: str, which: int | str | None) -> int:
         """Give the generation of that name, or the newest for None; a number as it is.
@@ -236,59 +258,24 @@ class Stores:
         """
         if isinstance(which, int):
             return which
-        if which is not None and (
-            here := await asyncio.to_thread(self.local.get, kernel_id, which)
-        ):
-            return here.manifest.generation
+        damage: SnapshotUnusable | None = None
+        try:
+            if which is not None and (
+                here := await asyncio.to_thread(self.local.get, kernel_id, which)
+            ):
+                return here.manifest.generation
+        except SnapshotUnusable as exc:  # of a damaged one nobody here knows the name
+            damage = exc
         rows = await self._rows(kernel_id)
         found = [row.generation for row in rows if which is None or row.name == which]
-        if which is None and (newest := await asyncio.to_thread(self.local.latest, kernel_id)):
-            found.append(newest.manifest.generation)
+        if which is None:
+            found += await asyncio.to_thread(self._generations, kernel_id)
+        if not found and damage:
+            raise damage
         if not found:
             what = "no snapshot" if which is None else f"no snapshot {which!r}"
             raise SnapshotUnusable(f"kernel {kernel_id} has {what}", hint="see: torpor snapshots")
         return max(found)
-
-    async def _rows(self, kernel_id: str) -> tuple[Stored, ...]:
-        if await self.settings() is None:
-            return ()
-        look = await self.ask(
-            lambda store, stopped: store.look(kernel_id, cancelled=stopped), name="store-look"
-        )
-        return look.stored
-
-    @property
-    def shown(self) -> str:
-        """The store's URL for people, without anything secret; "" before it was opened."""
-        return self._opened[1].shown if self._opened else ""
-
-    async def look(self, within_s: float) -> str:
-        """Look at all that the store has; give why that was not possible, "" when it was.
-
-        What is ``known`` is what it was before then.
-        """
-        try:
-            async with asyncio.timeout(within_s):
-                look = await self.ask(
-                    lambda store, stopped: store.look(cancelled=stopped), name="store-look"
-                )
-        except TimeoutError:
-            return f"it did not answer in {within_s:g} s; what was known of it is shown"
-        except (SandboxError, OSError) as exc:
-            return f"{exc}; what was known of it is shown"
-        self.known = look.stored
-        self.unusable = tuple(
-            (kernel_id, generation, why.message) for kernel_id, generation, why in look.unusable
-        )
-        there = {(row.kernel_id, row.generation) for row in look.stored}
-        for key in [each for each in self.pushed if each not in there]:
-            del self.pushed[key]  # somebody has removed it: it is to be pushed again
-        return ""
-
-    def has_name(self, kernel_id: str, name: str) -> bool:
-        """Whether the store has that checkpoint, as far as is known without asking it."""
-        rows = (*self.known, *self.pushed.values())
-        return any((row.kernel_id, row.name) == (kernel_id, name) for row in rows)
 
     # -- ends ----------------------------------------------------------------------------------
 
@@ -302,42 +289,19 @@ class Stores:
                 for each in mine:
                     await each.ended.wait()
 
-    def leave(self, kernel_id: str) -> None:
-        """Have the automatic snapshots of a kernel that is no more leave the store, some time."""
-        for key in [each for each in self.pushed if each[0] == kernel_id]:
-            if not self.pushed[key].name:
-                del self.pushed[key]
-        self.leaving.add(kernel_id)
-        self.news.set()
-
-    async def remove(self, kernel_id: str, generation: int) -> bool:
-        """Remove one snapshot from the store; whether it was there. Raises as ``push``."""
-        if await self.settings() is None:
-            return False
-        self.pushed.pop((kernel_id, generation), None)
-        gone = await self.ask(
-            lambda store, stopped: store.drop(kernel_id, generation, cancelled=stopped),
-            name="store-drop",
-        )
-        self.known = tuple(
-            row for row in self.known if (row.kernel_id, row.generation) != (kernel_id, generation)
-        )
-        return bool(gone)
-
     async def _here(self, kernel_id: str, generation: int) -> Snapshot | None:
         return await asyncio.to_thread(self.local.get, kernel_id, generation)
+
+    def _generations(self, kernel_id: str) -> list[int]:
+        """Give what is on the disk of a kernel, be it damaged."""
+        damaged = [generation for _, generation, _ in self.local.unusable(kernel_id)]
+        return [each.generation for each in self.local.list(kernel_id)] + damaged
 
     async def _opened_store(self) -> RemoteStore:
         store = await self.open()
         if store is None:
             raise ConfigError("no store is configured", hint="set c.Torpor.store")
         return store
-
-    def _size_of(self, kernel_id: str, generation: int) -> int:
-        for row in (*self.pushed.values(), *self.known):
-            if (row.kernel_id, row.generation) == (kernel_id, generation):
-                return row.size_bytes
-        return 0
 
     @asynccontextmanager
     async def _moving(

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from torpor.daemon.kernel import Kernel
+from torpor.daemon.known_store import Key
 from torpor.daemon.logs import about, log
-from torpor.daemon.stores import Key, Stores
+from torpor.daemon.stores import Stores
 from torpor.daemon.tasks import Tasks
 from torpor.errors import (
     BackendUnavailable,
@@ -73,7 +74,7 @@ class Tiering:
             self._stores.news.clear()
             try:
                 pause_s = await self._round()
-            except (SandboxError, OSError) as exc:
+            except Exception as exc:
                 log("snapshots not tiered", level=logging.WARNING, error=exc)
                 pause_s = _LOOK_S
             with contextlib.suppress(TimeoutError):
@@ -155,7 +156,7 @@ class Tiering:
             await work()
         except TransferCancelled:
             pass
-        except (SandboxError, OSError) as exc:
+        except Exception as exc:  # whatever it is, it is told, and tried again with pauses
             whole = isinstance(exc, (BackendUnavailable, ConfigError))
             self._note("store" if whole else key, exc)
             if not isinstance(exc, Busy):
@@ -172,7 +173,7 @@ class Tiering:
         pause_s = min(before.pause_s * 2, _LONGEST_PAUSE_S) if before else _FIRST_PAUSE_S
         if isinstance(exc, SnapshotUnusable):
             pause_s = _LONGEST_PAUSE_S  # it will not get better by itself
-        reason = exc.message if isinstance(exc, SandboxError) else str(exc)
+        reason = exc.message if isinstance(exc, SandboxError) else f"{type(exc).__name__} {exc}"
         self.troubles[key] = Trouble(reason, pause_s, time.monotonic() + pause_s)
 
     async def _push(self, key: Key) -> None:

@@ -16,6 +16,10 @@ from torpor.snapshot.manifest import Ancestor, SnapshotManifest, parse_snapshot
 
 MANIFEST_LIMIT_BYTES = 64 << 20
 _MANIFESTS_KNOWN = 16
+DAMAGED_HINT = (
+    "put it back from a backup; `torpor snapshots rm --disk` removes what is left of it on this "
+    "disk only"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class Listed:
 class Snapshots:
     """Reads snapshots. What lists show is read once as long as the manifest stays as it is.
 
-    Both ways raise FileNotFoundError for one that is not complete (any more), and SnapshotUnusable
+    All ways raise FileNotFoundError for one that is not complete (any more), and SnapshotUnusable
     for one that is not what was published, as far as can be seen without reading the image, or that
     is not ours alone.
     """
@@ -83,6 +87,11 @@ class Snapshots:
                 self._listed[folder] = known
             _require_image(folder, known[1].files)
         return known[1]
+
+    def manifest(self, folder: Path) -> SnapshotManifest:
+        """Give the manifest in ``folder``, whatever is wrong with the image."""
+        with as_unusable():
+            return self._manifest(folder, identity((folder / MANIFEST).lstat()))
 
     def forget(self, folder: Path) -> None:
         """Forget what was read in ``folder``."""
@@ -131,4 +140,4 @@ def _require_image(folder: Path, files: Mapping[str, ImageFile]) -> None:
         damage = outward_damage(image, files)
     if damage:
         (folder / MANIFEST).lstat()  # it goes first where a snapshot is being removed
-        raise SnapshotUnusable(damage, hint="put it back from a backup, or drop this snapshot")
+        raise SnapshotUnusable(damage, hint=DAMAGED_HINT)

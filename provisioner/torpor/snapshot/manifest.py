@@ -147,7 +147,7 @@ def parse_snapshot(raw: bytes, *, owner_uid: int) -> SnapshotManifest:
     except (ValueError, RecursionError) as exc:
         raise SnapshotUnusable(
             f"the manifest of the snapshot is damaged: {exc}",
-            hint="put its folder back from a backup, or drop it: it cannot be restored like this",
+            hint="put its folder back from a backup; `torpor snapshots rm --disk` removes what is on this disk",
         ) from exc
     if manifest.owner_uid != owner_uid:
         raise SnapshotUnusable(

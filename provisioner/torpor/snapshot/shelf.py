@@ -88,6 +88,17 @@ class Shelf:
         """Give a snapshot. Raises as ``Snapshots``."""
         return self._snapshots.load(self.folder(kernel_id, generation))
 
+    def manifest(self, folder: Path) -> SnapshotManifest | None:
+        """Give the manifest in a folder, whatever is wrong with the image; None where it has none.
+
+        Raises GoldenUnusable when it is damaged itself.
+        """
+        try:
+            require_private(folder)
+            return self._snapshots.manifest(folder)
+        except FileNotFoundError:
+            return None
+
     def newest(self, kernel_id: str) -> Snapshot | None:
         """Give the complete snapshot of the highest generation. Raises as ``load``.
 

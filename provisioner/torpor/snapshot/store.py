@@ -140,16 +140,51 @@ class SnapshotStore:
         """
         return self._place(draft, manifest, self._shelf.require_absent, manifest.files)
 
+    @as_unusable()
+    def mend(self, draft: Path, manifest: SnapshotManifest) -> Snapshot:
+        """Put the draft in the place of that snapshot, whose image is damaged; else as ``adopt``.
+
+        Only where the manifest that is there is the same: nothing but what is wrong is lost.
+
+        Raises as ``adopt``, and Busy while something is being restored from what is there.
+        """
+        return self._place(draft, manifest, self._make_way, manifest.files, within=True)
+
+    def _make_way(self, manifest: SnapshotManifest) -> None:
+        """Remove what is there of exactly that manifest."""
+        folder = self._shelf.folder(manifest.kernel_id, manifest.generation)
+        if self._shelf.manifest(folder) == manifest and not self._shelf.remove(folder):
+            raise Busy(
+                f"generation {manifest.generation} of kernel {manifest.kernel_id} is being restored",
+                hint="try again when that has ended",
+            )
+        self._shelf.require_absent(manifest)
+
+    @as_unusable()
+    def damaged_copy_of(self, manifest: SnapshotManifest) -> bool:
+        """Whether what is here has that manifest, and an image that is damaged. Reads all of it."""
+        folder = self._shelf.folder(manifest.kernel_id, manifest.generation)
+        try:
+            if self._shelf.manifest(folder) != manifest:
+                return False
+        except GoldenUnusable:  # nobody can tell what it was
+            return False
+        return bool(self.verify(Snapshot(manifest, folder)))
+
     def _place(
         self,
         draft: Path,
         manifest: SnapshotManifest,
         require: Callable[[SnapshotManifest], None],
         wanted: Mapping[str, ImageFile] | None = None,
+        *,
+        within: bool = False,
     ) -> Snapshot:
+        """``require`` is asked under the lock, and before it unless it is only for ``within``."""
         try:
             self._drafts.check(draft, draft.name.rpartition("-")[2])
-            require(manifest)
+            if not within:
+                require(manifest)
             files = record(draft / IMAGE, self._shelf.digests)
             if wanted is not None:
                 require_same(files, wanted)
@@ -309,6 +344,18 @@ class SnapshotStore:
                 hint="try again when that has ended",
             )
         return tuple(removed)
+
+    @as_unusable()
+    def unusable(self, kernel_id: str | None = None) -> tuple[tuple[str, int, str], ...]:
+        """Give all that cannot be used (of one kernel): its id, generation, and why, in words."""
+        if not self._shelf.exists():
+            return ()
+        found: list[tuple[str, int, str]] = []
+        for each in self._shelf.kernel_ids() if kernel_id is None else [kernel_id]:
+            with suppress(GoldenUnusable):
+                look = self._shelf.look(each)
+                found += [(each, int(path.name), why.message) for path, why in look.unusable]
+        return tuple(found)
 
     @as_unusable()
     def reconcile(

@@ -14,7 +14,9 @@ from torpor.snapshot.errors import StoreUnavailable
 from torpor.snapshot.remote.calls import Patience
 from torpor.snapshot.store import SnapshotStore
 
-from tests.contract.remote_store import Key, Place, RemoteStoreContract, publish
+from tests.contract.remote_losses import RemoteLossesContract
+from tests.contract.remote_place import Key, Place, publish
+from tests.contract.remote_store import RemoteStoreContract
 from tests.integration.stores.s3_server import make_bucket, s3_server
 
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(60)]
@@ -37,7 +39,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-class TestS3(RemoteStoreContract):
+class TestS3(RemoteStoreContract, RemoteLossesContract):
     @pytest.fixture
     def key(self) -> Key:
         return Key()  # without one it differs in nothing that a server sees

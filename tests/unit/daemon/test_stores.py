@@ -3,92 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from torpor.api import CHANNELS, Endpoints
-from torpor.daemon.kernel import Kernel
-from torpor.daemon.records import KernelRow
 from torpor.daemon.snapshots import Snapshots
 from torpor.daemon.stores import Stores
-from torpor.daemon.tasks import Tasks
 from torpor.daemon.threads import in_thread
-from torpor.daemon.tiering import Tiering
 from torpor.errors import Busy, ConfigError, SnapshotUnusable, TransferCancelled
-from torpor.lifecycle import Status, Target
+from torpor.lifecycle import Status
 from torpor.snapshot.build import Snapshot
 from torpor.snapshot.remote.configured import StoreSettings, parse_store
-from torpor.snapshot.remote.store import RemoteStore
 from torpor.snapshot.remote.transfer import Progress
 from torpor.snapshot.store import SnapshotStore
 
+from tests.unit.daemon.storing import MIB, World, until
 from tests.unit.snapshot.making import KERNEL, OTHER, publish
-
-MIB = 1 << 20
-
-
-class World:
-    """One daemon's worth of it, without a daemon."""
-
-    def __init__(self, tmp_path: Path, **more: Any) -> None:
-        self.url = f"memory://{secrets.token_hex(8)}"
-        self.configured: StoreSettings | None = parse_store({"url": self.url} | more)
-        self.local = SnapshotStore(tmp_path / "local", 100 * MIB)
-        self.stores = Stores(lambda: self.configured, self.local)
-        self.kernels: dict[str, Kernel] = {}
-        self.tasks = Tasks()
-        self.tiering = Tiering(self.stores, self.kernels, self.tasks)
-
-    @property
-    def remote(self) -> RemoteStore:
-        return RemoteStore(self.url)
-
-    def kernel(self, status: Status, generation: int, kernel_id: str = KERNEL) -> Kernel:
-        kernel = self.kernels[kernel_id] = Kernel(
-            KernelRow(
-                kernel_id=kernel_id,
-                kernel_name="python3",
-                template="default",
-                status=status,
-                target=Target.PRESENT,
-                client=Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), "k"),
-                created_at="2026-01-02T03:04:05+00:00",
-                guest_key="g",
-                generation=generation,
-                tier_since=time.time(),
-            )
-        )
-        return kernel
-
-    def stored(self) -> list[tuple[str, int]]:
-        return [(row.kernel_id, row.generation) for row in self.remote.list()]
-
-    def here(self) -> list[tuple[str, int]]:
-        return [(each.kernel_id, each.generation) for each in self.local.list()]
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.tiering.run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-            await self.tasks.aclose()
-
-
-async def until(reached: Callable[[], bool], within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not reached():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 async def test_what_a_kernel_sleeps_in_is_sent_and_what_has_a_name(tmp_path: Path) -> None:

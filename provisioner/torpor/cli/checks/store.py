@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torpor.cli.checks import Check, State
 from torpor.config import Settings
 from torpor.errors import SandboxError
@@ -12,13 +14,16 @@ NAME = "snapshot store"
 _PATIENCE = Patience(timeout_s=10.0, tries=1)
 
 
-def check_store(settings: Settings | None) -> Check:
-    """Really read the key, write an object, read and remove it. None configured is fine."""
+def check_store(settings: Settings | None, marks: Path | None = None) -> Check:
+    """Really read the key, write an object, read and remove it. None configured is fine.
+
+    ``marks``: see ``open_store``.
+    """
     configured = settings.store if settings else None
     if configured is None:
         return Check(NAME, State.OK, "none configured: snapshots stay on this disk")
     try:
-        store = open_store(configured.remote, _PATIENCE)
+        store = open_store(configured.remote, _PATIENCE, marks)
         store.probe()
     except SandboxError as exc:
         fix = exc.hint or "correct c.Torpor.store"

@@ -12,11 +12,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar
 
 from torpor.errors import ConfigError
 from torpor.snapshot.errors import NoRoom, StoreUnavailable
+from torpor.snapshot.remote.shown import Hidden
 from torpor.snapshot.remote.transfer import Stop
 
 T = TypeVar("T")
@@ -34,17 +35,41 @@ class Patience:
     pause_s: float = 0.5
 
 
+class Left:
+    """Counts the calls that hang though nobody waits for them: each has a thread, and keeps it."""
+
+    def __init__(self, most: int = 32) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._now = 0
+
+    def require_few(self) -> None:
+        """Raise TimeoutError when there are too many for another call."""
+        if self._now >= self._most:
+            raise TimeoutError(f"{self._now} calls before this one have not been answered yet")
+
+    def add(self, change: int) -> None:
+        """Count one more, or one less."""
+        with self._lock:
+            self._now += change
+
+
 class NoPlace(OSError):
     """Not even what a store is in is there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """How one store is called. ``shown`` is the store for people, without anything secret."""
+    """How one store is called. ``shown`` is the store for people; ``hidden`` is never in an error.
+
+    ``left``: the calls that nobody waits for any more.
+    """
 
     shown: str
     patience: Patience
     stop: Stop
+    hidden: Hidden = field(default_factory=Hidden)
+    left: Left = field(default_factory=Left)
 
     def make(self, what: str, call: Callable[[], T]) -> T:
         """Give what ``call`` gives; ``what`` it does is for people. It must be safe to repeat.
@@ -77,14 +102,17 @@ class Calls:
 
     def _refused(self, what: str, exc: Exception) -> NoReturn:
         raise ConfigError(
-            f"the store {self.shown} refuses {what}: {_words(exc)}",
+            f"the store {self.shown} refuses {what}: {self._words(exc)}",
             hint="check its credentials and rights",
         ) from exc
+
+    def _words(self, exc: Exception) -> str:
+        return self.hidden.out_of(f"{type(exc).__name__} {exc}")[:300]
 
     def _again(self, what: str, attempt: int, exc: Exception) -> None:
         if attempt >= self.patience.tries:
             raise StoreUnavailable(
-                f"the store {self.shown} failed {attempt} times at {what}: {_words(exc)}",
+                f"the store {self.shown} failed {attempt} times at {what}: {self._words(exc)}",
                 hint="nothing is lost; try again when it can be reached",
             ) from exc
         pause_s = min(self.patience.pause_s * 2 ** (attempt - 1), _LONGEST_PAUSE_S)
@@ -96,8 +124,10 @@ class Calls:
     def _once(self, call: Callable[[], T]) -> T:
         """Give what ``call`` gives, in time and unless stopped."""
         results: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+        is_left, ended, lock = False, False, threading.Lock()
 
         def run() -> None:
+            nonlocal ended
             try:
                 result = call()
             except Exception as exc:  # what a file system raises can be anything
@@ -105,17 +135,26 @@ class Calls:
                 results.put(lambda: _raise(failure))
             else:
                 results.put(lambda: result)
+            with lock:
+                ended = True
+                self.left.add(-1 if is_left else 0)
 
         self.stop.check()
+        self.left.require_few()
         threading.Thread(target=run, name="torpor-store", daemon=True).start()
         until = time.monotonic() + self.patience.timeout_s
-        while (left_s := until - time.monotonic()) > 0:
-            try:
-                given = results.get(timeout=min(left_s, _POLL_S))
-            except queue.Empty:
-                self.stop.check()
-            else:
-                return given()
+        try:
+            while (left_s := until - time.monotonic()) > 0:
+                try:
+                    given = results.get(timeout=min(left_s, _POLL_S))
+                except queue.Empty:
+                    self.stop.check()
+                else:
+                    return given()
+        finally:
+            with lock:
+                is_left = not ended
+                self.left.add(1 if is_left else 0)
         raise TimeoutError(f"no answer in {self.patience.timeout_s:g} s")
 
 
@@ -129,7 +168,3 @@ class _Failed(Exception):
 
 def _raise(exc: Exception) -> NoReturn:
     raise exc
-
-
-def _words(exc: Exception) -> str:
-    return f"{type(exc).__name__} {exc}"[:300]

@@ -18,7 +18,13 @@ from functools import partial
 from torpor.snapshot.build import MANIFEST_LIMIT_BYTES
 from torpor.snapshot.errors import SnapshotUnusable
 from torpor.snapshot.manifest import SnapshotManifest, is_kernel_id, parse_snapshot
-from torpor.snapshot.remote.chunks import Table, check_table, parse_body
+from torpor.snapshot.remote.chunks import (
+    Chunk,
+    Table,
+    check_table,
+    parse_body,
+    parse_chunk_name,
+)
 from torpor.snapshot.remote.header import Header, damaged, split_header
 from torpor.snapshot.remote.keys import MasterKey
 from torpor.snapshot.remote.objects import Entry, Objects
@@ -138,6 +144,20 @@ class Catalogue:
             raise damaged(f"{where} is damaged: {exc}") from exc
         _require_identity(manifest, kernel_id, generation, where)
         return Whole(header, manifest, body.table, seal, body.environment)
+
+    def chunks(self, header: Header) -> dict[tuple[int, int, str], Chunk]:
+        """Give the chunks of an upload that are whole as lists have it, by file, index and mark."""
+        found = {}
+        for entry in self.objects.below(upload_name(header)):
+            parsed = parse_chunk_name(entry.name)
+            if parsed and parsed[2].stored_bytes == entry.size_bytes:
+                found[parsed[0], parsed[1], parsed[2].mark] = parsed[2]
+        return found
+
+    def lacking(self, header: Header, table: Table) -> set[Chunk]:
+        """Give the chunks of a snapshot that the store does not list, or not as large as they are."""
+        wanted = {each for row in table.values() for each in row if each}
+        return wanted.difference(self.chunks(header).values()) if wanted else wanted
 
     def uploads(self, kernel_id: str, generation: int) -> dict[str, Header | None]:
         """Give the uploads of a generation by name, whole or not; None without a usable header."""

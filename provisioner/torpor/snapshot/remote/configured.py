@@ -70,6 +70,11 @@ def parse_store(body: Mapping[str, Any]) -> StoreSettings | None:
         )
     if "url" not in body:
         raise ConfigError("c.Torpor.store has no url", hint='"url": "s3://bucket/folder", say')
+    if str(body["url"]).startswith("memory://"):
+        raise ConfigError(
+            f"c.Torpor.store: {body['url']!r:.200} would be in the memory of torpord, and end with it",
+            hint="file:///a/folder/of/its/own, say",
+        )
     try:
         remote = RemoteSettings(**_remote(body))
     except ConfigError as exc:

@@ -28,17 +28,21 @@ from torpor.snapshot.store import SnapshotStore
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """One attempt. Whatever is raised, nothing of it is left in ``local``."""
+    """One attempt. Whatever is raised, nothing of it is left in ``local``.
+
+    ``mend``: what is there already is damaged and gives way.
+    """
 
     objects: Objects
     whole: Whole
     local: SnapshotStore
     threads: int
     progress: Callable[[Progress], None] | None = None
+    mend: bool = False
 
     def run(self) -> Snapshot:
         """Fetch it; see ``RemoteStore.fetch``."""
-        if there := self._there():
+        if not self.mend and (there := self._there()):
             return there
         manifest = self.whole.manifest
         with _room_on_disk(), ExitStack() as undo:
@@ -47,6 +51,8 @@ class Fetch:
             self._fill(draft / IMAGE)
             keep_digests(draft, self.whole.environment)
             self.objects.stop.check()
+            if self.mend:
+                return self.local.mend(draft, manifest)
             try:
                 return self.local.adopt(draft, manifest)
             except SnapshotUnusable:
@@ -62,7 +68,8 @@ class Fetch:
             raise SnapshotUnusable(
                 f"there is another generation {manifest.generation} of kernel "
                 f"{manifest.kernel_id} here already",
-                hint="drop the one that is not wanted, here or in the store",
+                hint="keep the one that is wanted, and remove the other with `torpor snapshots rm "
+                "--disk` or `--store`",
             )
         return there
 

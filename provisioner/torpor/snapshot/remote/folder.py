@@ -33,6 +33,24 @@ def write_private(path: str, content: bytes) -> None:
     sync_folder(target.parent)
 
 
+def write_new(path: str, content: bytes) -> None:
+    """Put ``content`` at ``path``, with the folders it needs, unless something is there.
+
+    Raises FileExistsError, and OSError: nothing is there then.
+    """
+    target = Path(path)
+    _make_folders(target.parent)
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            file.write(content)
+            os.fsync(fd)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
 def remove_below(path: str, root: str) -> None:
     """Remove the folder ``path`` and what becomes empty above it, up to ``root``. None is fine.
 

@@ -24,7 +24,9 @@ _LINE_LIMIT_BYTES = 4096
 _HEX = re.compile(r"[0-9a-f]*")
 _LEAST_CHUNK_BYTES = 1 << 12
 _MOST_CHUNK_BYTES = 1 << 28
-_DAMAGED_HINT = "drop it in the store, and push it again if it is still on a disk"
+_DAMAGED_HINT = (
+    "if it is whole on a disk: remove it with `torpor snapshots rm --store` and push it again"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import hmac
 import os
+import re
 import stat
 import subprocess
 import threading
@@ -26,6 +27,7 @@ from torpor.golden.manifest import GoldenUnusable
 KEY_BYTES = 32
 COMMAND_TIMEOUT_S = 30.0
 _LIMIT_BYTES = 4096
+_HEX = re.compile(rb"[0-9a-fA-F]*")
 _MAKE = "make one with: head -c 32 /dev/urandom | base64"
 
 
@@ -115,7 +117,7 @@ class KeyCommand:
 
 def parse_key(raw: bytes, where: str) -> MasterKey:
     """Read a key. Raises ConfigError, which names ``where`` and nothing that was read."""
-    if len(raw) == KEY_BYTES:
+    if len(raw) == KEY_BYTES and not _HEX.fullmatch(raw):  # those are the digits of half a key
         return MasterKey(raw)
     text = raw.strip()
     for read in (binascii.unhexlify, _base64):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torpor.snapshot.remote.calls import Calls, NoPlace
 from torpor.snapshot.remote.extra import stores_extra
 from torpor.snapshot.remote.folder import remove_below, write_private
+from torpor.snapshot.remote.lines import Lines
 from torpor.snapshot.remote.transfer import Stop
 
 with stores_extra():
     from fsspec import AbstractFileSystem
-    from fsspec.implementations.local import LocalFileSystem
 
 _ANSWERS = (FileNotFoundError, NotADirectoryError)
 
@@ -35,7 +37,7 @@ class Objects:
     Every method raises as ``Calls.make``.
     """
 
-    fs: AbstractFileSystem
+    lines: Lines
     root: str
     calls: Calls
 
@@ -56,14 +58,15 @@ class Objects:
         path = self._path(name)
 
         def reading() -> bytes | None:
-            try:
-                return bytes(self.fs.cat_file(path, start=0, end=limit_bytes))
-            except _ANSWERS:
-                return None
-            except OSError as exc:  # S3 finds no range in what is empty
-                if exc.errno == errno.EINVAL and self.fs.size(path) == 0:
-                    return b""
-                raise
+            with self.lines.lend() as fs:
+                try:
+                    return bytes(fs.cat_file(path, start=0, end=limit_bytes))
+                except _ANSWERS:
+                    return None
+                except OSError as exc:  # S3 finds no range in what is empty
+                    if exc.errno == errno.EINVAL and fs.size(path) == 0:
+                        return b""
+                    raise
 
         return self.calls.make(f"reading {name}", reading)
 
@@ -73,7 +76,7 @@ class Objects:
         Raises NoRoom when the store is full.
         """
         path = self._path(name)
-        put = write_private if isinstance(self.fs, LocalFileSystem) else self._put
+        put = write_private if self.lines.is_folder else self._put
         self.calls.make(f"writing {name}", lambda: put(path, content))
 
     def below(self, folder: str) -> list[Entry]:
@@ -89,10 +92,8 @@ class Objects:
         path = self._path(name)
 
         def removing() -> None:
-            try:
-                self.fs.rm_file(path)
-            except _ANSWERS:
-                return
+            with self.lines.lend() as fs, _gone_is_fine(fs, path):
+                fs.rm_file(path)
 
         self.calls.make(f"removing {name}", removing)
 
@@ -101,44 +102,57 @@ class Objects:
         path = self._path(folder)
 
         def removing() -> None:
-            self.fs.invalidate_cache()
-            if isinstance(self.fs, LocalFileSystem):
+            if self.lines.is_folder:
                 remove_below(path, self.root)
                 return
-            try:
-                self.fs.rm(path, recursive=True)
-            except _ANSWERS:
-                return
+            with self.lines.lend() as fs, _gone_is_fine(fs, path):
+                fs.invalidate_cache()
+                fs.rm(path, recursive=True)
 
         self.calls.make(f"removing {folder}", removing)
 
     def _put(self, path: str, content: bytes) -> None:
-        if self.fs.async_impl:  # an object store: whole or not at all, and without folders
-            try:
-                self.fs.pipe_file(path, content)
-            except FileNotFoundError as exc:
-                raise NoPlace(str(exc)) from exc
-            return
-        draft = f"{path}.{secrets.token_hex(4)}"
-        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self.fs.pipe_file(draft, content)
-        self.fs.mv(draft, path)
+        with self.lines.lend() as fs:
+            if fs.async_impl:  # an object store: whole or not at all, and without folders
+                try:
+                    fs.pipe_file(path, content)
+                except FileNotFoundError as exc:
+                    raise NoPlace(str(exc)) from exc
+                return
+            draft = f"{path}.{secrets.token_hex(4)}"
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(draft, content)
+            fs.mv(draft, path)
 
     def _list(self, folder: str) -> list[dict[str, Any]]:
         path = self._path(folder).rstrip("/") or "/"
 
         def listing() -> list[dict[str, Any]]:
-            self.fs.invalidate_cache()
-            try:
-                rows = self.fs.ls(path, detail=True)
-            except _ANSWERS:
-                return []
+            with self.lines.lend() as fs:
+                fs.invalidate_cache()
+                try:
+                    rows = fs.ls(path, detail=True)
+                except _ANSWERS:
+                    return []
             return [row for row in rows if row["name"].strip("/") != path.strip("/")]
 
         return self.calls.make(f"listing {folder or 'it'}", listing)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
+
+
+@contextmanager
+def _gone_is_fine(fs: AbstractFileSystem, path: str) -> Iterator[None]:
+    """Whatever a file system says when it is to remove what is not there."""
+    try:
+        yield
+    except _ANSWERS:
+        return
+    except Exception:
+        fs.invalidate_cache()
+        if fs.exists(path):
+            raise
 
 
 def _entry(row: dict[str, Any]) -> Entry:

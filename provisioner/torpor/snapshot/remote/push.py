@@ -10,7 +10,7 @@ from functools import partial
 from itertools import groupby
 
 from torpor.golden.disk import open_plain
-from torpor.snapshot.build import Snapshot
+from torpor.snapshot.build import DAMAGED_HINT, Snapshot
 from torpor.snapshot.environment import ContentOf, take_digests
 from torpor.snapshot.errors import SnapshotUnusable, StoreUnavailable, as_unusable
 from torpor.snapshot.manifest import SnapshotManifest, snapshot_bytes
@@ -30,7 +30,6 @@ from torpor.snapshot.remote.chunks import (
     body_bytes,
     chunk_name,
     pack,
-    parse_chunk_name,
     places,
 )
 from torpor.snapshot.remote.header import Header
@@ -58,15 +57,18 @@ class Push:
     def run(self) -> Stored:
         """Send it; see ``RemoteStore.push``. The snapshot is held meanwhile."""
         manifest = self._manifest
-        if known := self.catalogue.whole(manifest.kernel_id, manifest.generation):
-            return _same(known, manifest)
-        self._require_newest()
-        header, seal = self._resumed() or self._begun()
+        if known := self._same():
+            if not self.catalogue.lacking(known.header, known.table):
+                return known.stored
+        else:
+            self._require_newest()
+        header, seal = self._mended(known) or self._resumed() or self._begun()
         self._objects.write(f"{upload_name(header)}/{HEADER}", header.encoded())
         table = self._send(header, seal)
         self._require_sent(header, table)
-        if other := self.catalogue.whole(manifest.kernel_id, manifest.generation):
-            return _same(other, manifest)  # our upload may be somebody else's, too: see sweep.py
+        other = self._same()  # our upload may be somebody else's, too: see sweep.py
+        if other and not self.catalogue.lacking(other.header, other.table):
+            return other.stored
         head = header.encoded()
         environment = take_digests(self.snapshot, self.content_of)
         whole = Body(snapshot_bytes(manifest), table, environment)
@@ -108,7 +110,7 @@ class Push:
             except SnapshotUnusable:
                 continue
             if seal.content(raw) == header.content:
-                self._there = self._chunks_of(header)
+                self._there = self.catalogue.chunks(header)
                 return replace(header, touched_s=int(self.now_s)), seal
         return None
 
@@ -123,15 +125,6 @@ class Push:
         )
         header, seal = new_seal(header, self.catalogue.key)
         return replace(header, content=seal.content(snapshot_bytes(self._manifest))), seal
-
-    def _chunks_of(self, header: Header) -> dict[tuple[int, int, str], Chunk]:
-        """Give the chunks that are whole in the store, by file, index and mark."""
-        found = {}
-        for entry in self._objects.below(upload_name(header)):
-            parsed = parse_chunk_name(entry.name)
-            if parsed and parsed[2].stored_bytes == entry.size_bytes:
-                found[parsed[0], parsed[1], parsed[2].mark] = parsed[2]
-        return found
 
     def _send(self, header: Header, seal: Seal) -> dict[str, list[Chunk | None]]:
         table: dict[str, list[Chunk | None]] = {name: [] for name in self._manifest.files}
@@ -165,7 +158,7 @@ class Push:
             if rest or digest.hexdigest() != self._manifest.files[name].sha256:
                 raise SnapshotUnusable(
                     f"{path} has another content than was written",
-                    hint="put it back from a backup, or drop this snapshot",
+                    hint=DAMAGED_HINT,
                 )
 
     def _sent(self, folder: str, seal: Seal, place: Place, raw: bytes | None) -> Sent:
@@ -182,20 +175,29 @@ class Push:
 
     def _require_sent(self, header: Header, table: dict[str, list[Chunk | None]]) -> None:
         """Raise StoreUnavailable unless the store lists every chunk, as large as it is."""
-        sent = {each for row in table.values() for each in row if each}
-        lost = sent - set(self._chunks_of(header).values())
-        if lost:
+        if lost := self.catalogue.lacking(header, table):
+            sent = len({each for row in table.values() for each in row if each})
             raise StoreUnavailable(
-                f"the store {self._objects.shown} has lost {len(lost)} of {len(sent)} chunks",
+                f"the store {self._objects.shown} has lost {len(lost)} of {sent} chunks",
                 hint="push again: only these are sent",
             )
 
+    def _same(self) -> Whole | None:
+        """Give what the store has of that generation. Raises SnapshotUnusable for another one."""
+        manifest = self._manifest
+        known = self.catalogue.whole(manifest.kernel_id, manifest.generation)
+        if known and known.manifest != manifest:
+            raise SnapshotUnusable(
+                f"the store has another generation {manifest.generation} of kernel "
+                f"{manifest.kernel_id} already",
+                hint="the kernel went on elsewhere: keep the one that is wanted, and remove the "
+                "other with `torpor snapshots rm --disk` or `--store`",
+            )
+        return known
 
-def _same(known: Whole, manifest: SnapshotManifest) -> Stored:
-    if known.manifest != manifest:
-        raise SnapshotUnusable(
-            f"the store has another generation {manifest.generation} of kernel "
-            f"{manifest.kernel_id} already",
-            hint="the kernel went on elsewhere: fetch that one, or drop it in the store first",
-        )
-    return known.stored
+    def _mended(self, known: Whole | None) -> tuple[Header, Seal] | None:
+        """Give the upload of a snapshot of which the store has lost chunks: only these are sent."""
+        if known is None or known.header.chunk_bytes != self.chunk_bytes:
+            return None
+        self._there = self.catalogue.chunks(known.header)
+        return replace(known.header, touched_s=int(self.now_s)), known.seal

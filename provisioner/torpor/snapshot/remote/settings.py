@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torpor.errors import ConfigError
@@ -77,11 +78,16 @@ class RemoteSettings:
         return KeyCommand(self.key_command) if self.key_command else None
 
 
-def open_store(settings: RemoteSettings, patience: Patience | None = None) -> RemoteStore:
+def open_store(
+    settings: RemoteSettings, patience: Patience | None = None, marks: Path | None = None
+) -> RemoteStore:
     """Give the store of ``settings``; nothing is read or written before it is used.
+
+    ``marks``: the file that says which folders were stores; see mark.py. None: nobody minds.
 
     Raises ConfigError when the extra ``stores``, or what that kind of URL needs, is not installed.
     """
+    from torpor.snapshot.remote.mark import Marks
     from torpor.snapshot.remote.store import RemoteStore
 
     return RemoteStore(
@@ -89,6 +95,7 @@ def open_store(settings: RemoteSettings, patience: Patience | None = None) -> Re
         options=settings.options,
         key_source=settings.key_source,
         patience=patience,
+        marks=None if marks is None else Marks(marks),
     )
 
 

@@ -7,7 +7,6 @@ one snapshot is one upload or two whole ones, and a manifest names the upload it
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import threading
 import time
@@ -26,9 +25,12 @@ from torpor.snapshot.remote.extra import stores_extra
 from torpor.snapshot.remote.fetch import Fetch
 from torpor.snapshot.remote.header import check_chunk_bytes
 from torpor.snapshot.remote.keys import KeySource, MasterKey
+from torpor.snapshot.remote.lines import Lines
+from torpor.snapshot.remote.mark import Marks, require_marked
 from torpor.snapshot.remote.objects import Objects
 from torpor.snapshot.remote.push import Push
 from torpor.snapshot.remote.retention import DAY_S, RetentionPolicy, Stored, surplus
+from torpor.snapshot.remote.shown import Hidden, hidden_of, shown_url
 from torpor.snapshot.remote.sweep import sweep
 from torpor.snapshot.remote.transfer import Progress, Stop, never
 from torpor.snapshot.store import SnapshotStore
@@ -41,13 +43,14 @@ with stores_extra():
 CHUNK_BYTES = 8 * MIB
 THREADS = 4
 ABANDONED_S = 2 * DAY_S
-_SECRET = re.compile(r"(?<=://)[^/@]*@")
 
 
 class RemoteStore:
     """Snapshots below ``url``, which nothing else may use; sealed with the key of ``key_source``.
 
-    ``chunk_bytes`` and ``threads`` bound the memory: about three chunks for each thread. Synchronous;
+    ``chunk_bytes`` and ``threads`` bound the memory: about three chunks for each thread. With
+    ``marks`` a folder that is not the one it was, not mounted maybe, is a store that does not answer
+    (see mark.py). Synchronous;
     safe from any thread, process and machine. Every method raises StoreUnavailable when the store
     does not answer, ConfigError when it refuses or the key cannot be read, SnapshotUnusable when an
     argument names nothing that can be, and TransferCancelled soon after ``cancelled()`` is true.
@@ -66,13 +69,16 @@ class RemoteStore:
         threads: int = THREADS,
         patience: Patience | None = None,
         clock: Callable[[], float] = time.time,
+        marks: Marks | None = None,
     ) -> None:
-        fs, root = _file_system(url, options or {})
-        shown = _SECRET.sub("", url)
-        self._objects = Objects(fs, root, Calls(shown, patience or Patience(), Stop()))
+        hidden = hidden_of(url, options or {})
+        lines, root = _lines(url, options or {}, hidden)
+        calls = Calls(shown_url(url), patience or Patience(), Stop(), hidden)
+        self._objects = Objects(lines, root, calls)
+        self._marks = marks if lines.is_folder else None
         self._key_source = key_source
         self._chunk_bytes = check_chunk_bytes(chunk_bytes)
-        self._threads = threads
+        self._threads = threads if lines.is_shared else 1
         self._clock = clock
         self._contents = Contents()
         self._known: Known = {}
@@ -99,7 +105,7 @@ class RemoteStore:
             NoRoom: the store says that it is full.
         """
         push = Push(
-            self._catalogue(cancelled),
+            self._catalogue(cancelled, writing=True),
             snapshot,
             self._chunk_bytes,
             self._threads,
@@ -121,12 +127,14 @@ class RemoteStore:
         local: SnapshotStore,
         progress: Callable[[Progress], None] | None = None,
         *,
+        mend: bool = False,
         cancelled: Callable[[], bool] = never,
     ) -> Snapshot:
         """Bring a snapshot into ``local``, generation and manifest as they were, and give it.
 
-        It stays in the store. One that is in ``local`` already is given as it is. Whatever is
-        raised, or after a crash and ``reconcile``, ``local`` is as it was.
+        It stays in the store. One that is in ``local`` already is given as it is; to ``mend`` it,
+        it is fetched and takes the place of one whose image is damaged. Whatever is raised, or
+        after a crash and ``reconcile``, ``local`` is as it was.
 
         Raises:
             SnapshotUnusable: there is none, or it was tampered with, is not ours, is sealed with
@@ -140,7 +148,8 @@ class RemoteStore:
                 f"the store has no generation {generation} of kernel {kernel_id}",
                 hint="look at what it has; an upload that was not finished does not count",
             )
-        return Fetch(catalogue.objects, whole, local, self._threads, progress).run()
+        fetch = Fetch(catalogue.objects, whole, local, self._threads, progress, mend)
+        return fetch.run()
 
     @property
     def shown(self) -> str:
@@ -154,6 +163,24 @@ class RemoteStore:
         check_kernel_id(kernel_id)
         whole = self._catalogue(cancelled).whole(kernel_id, check_generation(generation))
         return whole.manifest if whole else None
+
+    def holds(
+        self,
+        kernel_id: str,
+        generation: int,
+        like: SnapshotManifest | None = None,
+        *,
+        cancelled: Callable[[], bool] = never,
+    ) -> bool:
+        """Whether the store has that snapshot and lists all its chunks, as large as they are.
+
+        With ``like`` it must be exactly that one. Raises as ``fetch``.
+        """
+        catalogue = self._catalogue(cancelled)
+        whole = catalogue.whole(check_kernel_id(kernel_id), check_generation(generation))
+        if whole is None or (like is not None and whole.manifest != like):
+            return False
+        return not catalogue.lacking(whole.header, whole.table)
 
     def list(self) -> tuple[Stored, ...]:
         """Give all that is whole and usable, by kernel and generation."""
@@ -229,7 +256,7 @@ class RemoteStore:
         """
         if self._key_source:
             self._key_source.key()
-        objects = self._catalogue(keyless=True).objects
+        objects = self._catalogue(keyless=True, writing=True).objects
         name, content = f"probe-{secrets.token_hex(8)}", secrets.token_bytes(32)
         try:
             objects.write(name, content)
@@ -242,29 +269,45 @@ class RemoteStore:
             objects.remove(name)
 
     def _catalogue(
-        self, cancelled: Callable[[], bool] = never, *, keyless: bool = False
+        self,
+        cancelled: Callable[[], bool] = never,
+        *,
+        keyless: bool = False,
+        writing: bool = False,
     ) -> Catalogue:
         key: MasterKey | None = None
         if self._key_source and not keyless:
             key = self._key_source.key()
-        return Catalogue(self._objects.until(Stop(cancelled)), key)
+        objects = self._objects.until(Stop(cancelled))
+        if self._marks:
+            require_marked(objects, self._marks, writing=writing)
+        return Catalogue(objects, key)
 
 
-def _file_system(url: str, options: Mapping[str, Any]) -> tuple[AbstractFileSystem, str]:
-    shown = _SECRET.sub("", url)
+def _lines(url: str, options: Mapping[str, Any], hidden: Hidden) -> tuple[Lines, str]:
+    shown = shown_url(url)
     wanted = {"use_listings_cache": False, "skip_instance_cache": True} | dict(options)
-    try:
+    roots: list[str] = []
+
+    def make() -> AbstractFileSystem:
         fs, root = url_to_fs(url, **wanted)
+        roots.append(str(root).rstrip("/"))
+        return fs
+
+    try:
+        return Lines(make), roots[0]
     except ImportError as exc:
         raise ConfigError(
             f"{shown} needs a package that is not installed: {exc}", hint="install it"
         ) from exc
-    except OSError as exc:
-        raise StoreUnavailable(
-            f"the store {shown} cannot be reached: {exc}", hint="try again when it can be"
-        ) from exc
     except (ValueError, TypeError) as exc:
         raise ConfigError(
-            f"{shown} cannot be used as a store: {exc}", hint="check the URL and its options"
+            f"{shown} cannot be used as a store: {hidden.out_of(str(exc))}",
+            hint="check the URL and its options",
         ) from exc
-    return fs, str(root).rstrip("/")
+    except Exception as exc:  # each kind of store has errors of its own, a refused login among them
+        words = hidden.out_of(f"{type(exc).__name__} {exc}")
+        raise StoreUnavailable(
+            f"the store {shown} cannot be reached: {words}",
+            hint="check its address and credentials, and try again",
+        ) from exc

@@ -17,7 +17,7 @@ import fsspec
 from torpor.snapshot.store import SnapshotStore
 
 import tests.fakes.faulty_fs  # noqa: F401  makes the kind "faulty" known
-from tests.contract.remote_store import Key, Place, publish
+from tests.contract.remote_place import Key, Place, publish
 from tests.unit.snapshot.making import KERNEL, left
 
 

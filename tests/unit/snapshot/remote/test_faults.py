@@ -27,7 +27,7 @@ from torpor.snapshot.remote.seal import PlainSeal
 from torpor.snapshot.remote.store import RemoteStore
 from torpor.snapshot.store import SnapshotStore
 
-from tests.contract.remote_store import CHUNK_BYTES, QUICK, Key, Place, publish
+from tests.contract.remote_place import CHUNK_BYTES, QUICK, Key, Place, publish
 from tests.fakes import faulty_fs
 from tests.unit.snapshot.making import KERNEL, left
 

@@ -29,7 +29,8 @@ def test_every_form(tmp_path: Path, text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"\n", RAW[:-1], RAW + b"xy", RAW.hex()[:-2].encode(), b"secret-but-no-key"]
+    "text",
+    [b"", b"\n", RAW[:-1], RAW + b"xy", RAW.hex()[:-2].encode(), b"0f" * 16, b"secret-but-no-key"],
 )
 def test_no_key(text: bytes) -> None:
     with pytest.raises(ConfigError, match="the file is not a key") as caught:

@@ -12,10 +12,12 @@ import pytest
 from torpor.snapshot.store import SnapshotStore
 
 import tests.fakes.faulty_fs  # noqa: F401  makes the kind "faulty" known
-from tests.contract.remote_store import Place, RemoteStoreContract, publish
+from tests.contract.remote_losses import RemoteLossesContract
+from tests.contract.remote_place import Place, publish
+from tests.contract.remote_store import RemoteStoreContract
 
 
-class TestFolder(RemoteStoreContract):
+class TestFolder(RemoteStoreContract, RemoteLossesContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> Place:
         return Place(f"file://{tmp_path}/a/store")
@@ -37,7 +39,7 @@ class TestFolder(RemoteStoreContract):
         assert list((tmp_path / "a" / "store").iterdir()) == []
 
 
-class TestMemory(RemoteStoreContract):
+class TestMemory(RemoteStoreContract, RemoteLossesContract):
     @pytest.fixture
     def place(self) -> Iterator[Place]:
         name = secrets.token_hex(8)
@@ -47,7 +49,7 @@ class TestMemory(RemoteStoreContract):
             fs.rm_file(path)
 
 
-class TestOther(RemoteStoreContract):
+class TestOther(RemoteStoreContract, RemoteLossesContract):
     """What fsspec calls a file system, has folders and is not on this machine: SFTP and the like."""
 
     @pytest.fixture
