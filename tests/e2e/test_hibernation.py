@@ -133,7 +133,7 @@ def test_busy_kernels_are_left_alone(pair: Pair) -> None:
     km, kc = pair
     asked = kc.execute("import time; time.sleep(2); 'done'")
     time.sleep(0.3)
-    with pytest.raises(Busy, match="busy"):
+    with pytest.raises(Busy, match="a cell is running"):
         do(km, "hibernate")
     assert reply_to(kc, asked, 10)["status"] == "ok"
     do(km, "hibernate")

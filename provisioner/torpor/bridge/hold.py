@@ -14,6 +14,7 @@ from collections.abc import Callable
 from torpor.bridge.body import Subject
 from torpor.bridge.probe import Probe
 from torpor.bridge.reactor import Reactor, Timer
+from torpor.lifecycle.idle import RUNNING
 from torpor.link import Channel, QueueFull
 
 LOOK_S = 0.002
@@ -27,6 +28,8 @@ def reason_to_go_on(kernel: Subject) -> str | None:
         return "the kernel has died"
     if waits_for := kernel.underway.waits_for():
         return waits_for
+    if kernel.activity.state == "busy":
+        return RUNNING
     if kernel.activity.state != "idle":
         return f"the kernel is {kernel.activity.state}"
     return kernel.underway.reason()

@@ -30,7 +30,7 @@ and those of the guest, passed on as they are. An operation that fails has chang
 Hibernation (``asleep``)::
 
     hold {timeout_s?}  -> {memory}     nothing is in flight, and nothing is passed to the guest.
-        busy: readable, and temporary: the kernel is busy or asks for input, a debugger has stopped
+        busy: readable, and temporary: a cell is running or asks for input, a debugger has stopped
         it, a request has no reply, it or a client keeps talking. link: it has no open link.
         Held already: the memory as of now; busy also if something waits. It is held either way.
     release {notice?}  -> {}           undo hold; what waited is passed

@@ -22,7 +22,7 @@ from torpor.bridge.client import BridgeRefused
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.parts import Parts
 from torpor.errors import BackendUnavailable
-from torpor.lifecycle.idle import Tier
+from torpor.lifecycle.idle import RUNNING, Tier
 
 _STATUS_S = 2.0
 
@@ -88,6 +88,6 @@ def _outlook(kernel: Kernel, status: Mapping[str, Any]) -> str:
     if kernel.moving or kernel.row.pinned:
         return kernel.outlook
     if busy and tier is Tier.AWAKE:
-        return f"{tier}: {'a cell is running' if busy == 'the kernel is busy' else busy}"
-    stale = not kernel.outlook.startswith(f"{tier}:") or "a cell is running" in kernel.outlook
+        return f"{tier}: {busy}"
+    stale = not kernel.outlook.startswith(f"{tier}:") or RUNNING in kernel.outlook
     return "" if stale else kernel.outlook

@@ -138,12 +138,11 @@ class Tiers:
         if share >= BACKGROUND_SHARE:
             self._worked_at[row.kernel_id] = now
         since = status.get("idle_since")
-        state, busy = str(status.get("execution_state")), status.get("busy_reason") or ""
         return KernelSeen(
             tier=kernel.tier,
             changed_at=row.tier_since,
-            execution_state=state,
-            busy_reason="" if busy == f"the kernel is {state}" else str(busy),
+            execution_state=str(status.get("execution_state")),
+            busy_reason=str(status.get("busy_reason") or ""),
             last_active=float(since) if isinstance(since, int | float) else 0.0,
             pinned=row.pinned,
             background_cpu=share,

@@ -21,6 +21,7 @@ QUIET_S = 2.0
 """Whatever the policy, nothing is put to sleep sooner after its last activity: more may follow."""
 BACKGROUND_SHARE = 0.05
 """From so much of one processor on an idle kernel counts as working in the background."""
+RUNNING = "a cell is running"
 _IDLE = "idle"
 _BUSY = "busy"
 
@@ -127,7 +128,7 @@ def _kept_by(seen: KernelSeen, policy: IdlePolicy) -> str:
     if seen.busy_reason:
         return seen.busy_reason
     if seen.execution_state == _BUSY:
-        return "a cell is running"
+        return RUNNING
     if seen.tier is not Tier.AWAKE:
         return ""
     if seen.execution_state != _IDLE:

@@ -336,7 +336,7 @@ async def test_how_long_a_kernel_has_been_idle(bed: Bed) -> None:
     await overheard(bed, listener, 1)
     before = time.time()
     status = await bed.status()
-    assert (status["idle_since"] >= before, status["busy_reason"]) == (True, "the kernel is busy")
+    assert (status["idle_since"] >= before, status["busy_reason"]) == (True, "a cell is running")
     bed.guest.be("idle")
     await overheard(bed, listener, 1)
     done = await since()

@@ -257,7 +257,7 @@ def test_how_a_hold_ends() -> None:
     assert run(Kernel(), give_up="somebody came") == "somebody came"
     busy = Kernel()
     busy.activity.state = "busy"
-    assert run(busy) == "the kernel is busy"
+    assert run(busy) == "a cell is running"
     busy.guest.dead = True
     assert run(busy) == "the kernel has died"
     asking = Kernel()
