@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +13,19 @@ from torpor.cli.reach import kernels_now
 from torpor.cli.text import age, table
 from torpor.snapshot.outside import words
 
+_COLUMNS = 100
+_HEADERS = ("KERNEL", "NAME", "TEMPLATE", "STATUS", "STATE", "STARTED", "ACTIVE")
+_NAME, _TEMPLATE, _LEAST = 1, 2, 8
+"""The columns that are clipped where all would be wider, and to how much at least."""
+
 
 class KernelsCommand(Command):
     name = "torpor kernels"
     description = """List the kernels that this user's daemon holds.
 
-    START says how a kernel was started, quickest first: claimed (a clone that waited), cloned (from
-    a golden), created (cold), and for the slower two why. SLEEP says why a kernel is awake, frozen or
-    hibernated, and what comes next.
+    Below each is how it was started, quickest first: claimed (a clone that waited), cloned (from a
+    golden), created (cold), and for the slower two why; then why it is awake, frozen or hibernated,
+    and what comes next; then its workspace.
     Starts nothing: where no daemon runs there are no kernels."""
 
     def run(self) -> int:
@@ -31,18 +37,9 @@ class KernelsCommand(Command):
 def _text(kernels: list[dict[str, Any]]) -> str:
     if not kernels:
         return "no kernels"
-    headers = [
-        "KERNEL",
-        "NAME",
-        "TEMPLATE",
-        "STATUS",
-        "STATE",
-        "START",
-        "SLEEP",
-        "STARTED",
-        "ACTIVE",
-    ]
-    return table([*headers, "WORKSPACE"], [_row(kernel) for kernel in kernels])
+    header, *lines = table(_HEADERS, _fitting([_row(each) for each in kernels])).splitlines()
+    below = ("\n".join([line, *_below(each)]) for line, each in zip(lines, kernels, strict=True))
+    return "\n".join([header, *below])
 
 
 def start_text(kernel: Mapping[str, Any]) -> str:
@@ -62,20 +59,53 @@ def sleep_text(sleep: Mapping[str, Any]) -> str:
 
 
 def _row(kernel: Mapping[str, Any]) -> list[str]:
-    workspace = kernel.get("workspace") or {}
-    path = workspace.get("path")
-    status = str(kernel.get("status", "-"))
-    if status in ("exited", "gone", "hibernated") and kernel.get("reason"):
-        status = f"{status}: {kernel['reason']}"
     return [
         str(kernel.get("kernel_id", "-")),
         str(kernel.get("kernel_name") or "-"),
         str(kernel.get("template") or "-"),
-        status,
-        str(kernel.get("execution_state") or "-"),
-        start_text(kernel),
-        sleep_text(kernel.get("sleep") or {}),
+        str(kernel.get("status", "-")),
+        str(kernel.get("execution_state") or "-").replace("unknown", "-"),
         age(kernel.get("created_at")),
         age(kernel.get("last_activity")),
-        f"{path} ({workspace.get('mode', '?')})" if path else "-",
     ]
+
+
+def _below(kernel: Mapping[str, Any]) -> list[str]:
+    """Give the lines that say the rest of one kernel; each is as wide as people read."""
+    workspace = kernel.get("workspace") or {}
+    path, status = workspace.get("path"), str(kernel.get("status", "-"))
+    reason = kernel.get("reason") if status in ("exited", "gone", "hibernated") else None
+    said = {
+        status: reason or "",
+        "start": start_text(kernel),
+        "sleep": sleep_text(kernel.get("sleep") or {}),
+        "workspace": f"{path} ({workspace.get('mode', '?')})" if path else "-",
+    }
+    lines: list[str] = []
+    for name, text in said.items():
+        if text not in ("", "-"):
+            lines += textwrap.wrap(
+                f"{name}: {text}",
+                _COLUMNS,
+                initial_indent="  ",
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return lines
+
+
+def _fitting(rows: list[list[str]]) -> list[list[str]]:
+    """Give the rows with names so short that all columns fit."""
+    widths = [max(map(len, column)) for column in zip(_HEADERS, *rows, strict=True)]
+    room = _COLUMNS - sum(widths) - 2 * (len(widths) - 1) + widths[_NAME] + widths[_TEMPLATE]
+    template = min(widths[_TEMPLATE], max(_LEAST, room - widths[_NAME]))
+    name = max(_LEAST, room - template)
+    return [
+        [*row[:_NAME], _clipped(row[_NAME], name), _clipped(row[_TEMPLATE], template), *row[3:]]
+        for row in rows
+    ]
+
+
+def _clipped(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
