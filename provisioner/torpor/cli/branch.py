@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from jupyter_core.paths import jupyter_runtime_dir, secure_write
-
 from torpor.api import CHANNELS, Endpoints
 from torpor.cli.command import Command, progress
+from torpor.cli.connection_files import write_connection_file
+from torpor.cli.ids import one_of
 from torpor.cli.reach import client_of, kernels_now
-from torpor.cli.sleep import chosen
 from torpor.cli.transfers import with_progress
 from torpor.client_sleep import SleepClient
+from torpor.errors import ConfigError
+from torpor.paths import Paths
 
 
 class ForkCommand(Command):
@@ -40,30 +39,23 @@ class ForkCommand(Command):
 
     async def _run(self, wanted: str) -> tuple[dict[str, Any], str]:
         known = [str(each["kernel_id"]) for each in await kernels_now(self.paths)]
-        kernel_id, client = chosen(wanted, known), SleepClient(client_of(self.paths))
-        making = made(lambda new_id, ends: client.fork(kernel_id, new_id, ends))
-        return await with_progress(client, making, shown=not self.json)
+        kernel_id, client = one_of(wanted, known), SleepClient(client_of(self.paths))
+        making = made(self.paths, lambda new_id, ends: client.fork(kernel_id, new_id, ends))
+        return await with_progress(client, making, "forking", kernel_id, shown=self.shows_progress)
 
 
 async def made(
+    paths: Paths,
     make: Callable[[str, Endpoints], Awaitable[dict[str, Any]]],
 ) -> tuple[dict[str, Any], str]:
     """Have ``make`` make a kernel of that id and endpoints; give its state and connection file."""
     new_id, key = str(uuid.uuid4()), secrets.token_hex(16)
     state = await make(new_id, Endpoints("tcp", "127.0.0.1", dict.fromkeys(CHANNELS, 0), key))
-    path = os.path.join(jupyter_runtime_dir(), f"kernel-{new_id}.json")
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    ports = {f"{name}_port": port for name, port in state["client"]["ports"].items()}
-    about = {
-        "ip": "127.0.0.1",
-        "transport": "tcp",
-        "key": key,
-        "signature_scheme": "hmac-sha256",
-        "kernel_name": state["kernel_name"],
-    }
-    with secure_write(path) as file:
-        file.write(json.dumps(ports | about, indent=2))
-    return state, path
+    try:
+        return state, write_connection_file(paths, state, key)
+    except ConfigError:  # nobody could reach it
+        await client_of(paths).delete(new_id)
+        raise
 
 
 class _BranchCommand(Command):
@@ -75,14 +67,14 @@ class _BranchCommand(Command):
         wanted, name = self.extra_args
         started = time.monotonic()
         state = asyncio.run(self._run(wanted, name))
-        if not self.json:
+        if self.shows_progress:
             progress(f"done ({time.monotonic() - started:.2f} s)")
         self.show(state, f"{state['kernel_id']}: {state['status']}")
         return 0
 
     async def _run(self, wanted: str, name: str) -> dict[str, Any]:
         known = [str(each["kernel_id"]) for each in await kernels_now(self.paths)]
-        return await self.act(SleepClient(client_of(self.paths)), chosen(wanted, known), name)
+        return await self.act(SleepClient(client_of(self.paths)), one_of(wanted, known), name)
 
     async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
         raise NotImplementedError
@@ -94,21 +86,25 @@ class CheckpointCommand(_BranchCommand):
 
     torpor checkpoint KERNEL NAME
 
-    It stays until the name is dropped with its kernel's snapshots; see `torpor rollback`. Where a
-    store is configured it goes there, too."""
+    It stays until `torpor snapshots rm` removes it, also when its kernel is no more: see `torpor
+    rollback` and `torpor restore`. Where a store is configured it goes there, too."""
 
     async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
-        return await client.checkpoint(kernel_id, name)
+        work = client.checkpoint(kernel_id, name)
+        return await with_progress(client, work, "saving", kernel_id, shown=self.shows_progress)
 
 
 class RollbackCommand(_BranchCommand):
     name = "torpor rollback"
     description = """Have a kernel be as it was at a checkpoint: memory, threads and private files.
 
-    torpor rollback KERNEL NAME    a name, or a generation that `torpor snapshots` shows
+    torpor rollback KERNEL NAME    a name, or a generation of `torpor snapshots`
 
     What it is now becomes a snapshot first. Files of the workspace are not rolled back."""
 
     async def act(self, client: SleepClient, kernel_id: str, name: str) -> dict[str, Any]:
         to = int(name) if name.isdecimal() else name
-        return await with_progress(client, client.roll_back(kernel_id, to), shown=not self.json)
+        work = client.roll_back(kernel_id, to)
+        return await with_progress(
+            client, work, "rolling back", kernel_id, shown=self.shows_progress
+        )

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool
 
 from torpor.cli.command import FLAGS, Command, progress
+from torpor.cli.connection_files import remove_connection_files
 from torpor.cli.reach import client_of, daemon_status
 from torpor.cli.text import age
+from torpor.errors import Busy
 
 if TYPE_CHECKING:  # httpx takes longer to load than most of these commands take to run
     from torpor.client import Client
 
 NOT_RUNNING = 3
+_BUSY_HINT = (
+    "end them with `torpor shutdown`, or with --kernels; or stop it with --force: kernels that are "
+    "awake go on, those that sleep sleep on, and nobody wakes them until it runs again"
+)
 
 
 class StartCommand(Command):
@@ -37,8 +43,10 @@ class StopCommand(Command):
     description = """Stop the daemon. Refused while it holds kernels, unless --force or --kernels.
 
     With --kernels they are destroyed first, with all that is in their memory.
-    With --force kernels go on: their messages pass through the bridge, a process of its own, and
-    the next daemon takes them over. Only starts, restarts and signals wait for it."""
+    With --force those that are awake go on: their messages pass through the bridge, a process of its
+    own. Those that sleep sleep on, and nobody wakes them: a message for them waits. So do starts,
+    restarts and signals. The next daemon takes all of them over; any command that needs one, such as
+    `torpor kernels`, starts it, and so does a Jupyter server that has kernels."""
     flags: dict[str, Any] = {  # noqa: RUF012
         **FLAGS,
         "force": ({"StopCommand": {"force": True}}, "Stop it also while it holds kernels."),
@@ -55,13 +63,22 @@ class StopCommand(Command):
 
     def run(self) -> int:
         was = asyncio.run(daemon_status(self.paths))
+        left: list[dict[str, Any]] = []
         if was is not None:
+            client = client_of(self.paths)
             if self.kernels:
-                asyncio.run(_destroy_kernels(client_of(self.paths)))
+                asyncio.run(_destroy_kernels(client))
+            elif self.force:
+                left = asyncio.run(client.kernels())
             progress(f"stopping torpord (pid {was.get('pid')})")
-            asyncio.run(client_of(self.paths).shutdown(force=self.force))
+            try:
+                asyncio.run(client.shutdown(force=self.force))
+            except Busy as exc:
+                raise Busy(exc.message, hint=_BUSY_HINT) from exc
         text = "torpord did not run" if was is None else "torpord has stopped"
-        self.show({"running": False, "stopped": was is not None}, text)
+        self.show(
+            {"running": False, "stopped": was is not None}, "\n".join([text, *left_text(left)])
+        )
         return 0
 
 
@@ -97,6 +114,21 @@ async def _destroy_kernels(client: Client) -> None:
     for failed in await asyncio.gather(*deleting, return_exceptions=True):
         if failed is not None:
             raise failed
+    remove_connection_files(client.paths, [kernel["kernel_id"] for kernel in kernels])
+
+
+def left_text(kernels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what becomes of the kernels of a daemon that has stopped, and how they come back. Pure."""
+    tiers = [each["sleep"]["tier"] for each in kernels if each["status"] not in ("exited", "gone")]
+    awake = tiers.count("awake")
+    lines = [f"  kernels that are awake and go on: {awake}"] if awake else []
+    if asleep := len(tiers) - awake:
+        lines.append(f"  kernels that sleep, and that nobody wakes until torpord runs: {asleep}")
+    if lines:
+        lines.append(
+            "  `torpor kernels` starts it again, as does a Jupyter server that has kernels"
+        )
+    return lines
 
 
 def _text(status: Mapping[str, Any]) -> str:

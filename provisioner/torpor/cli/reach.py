@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torpor.cli.connection_files import kernels_with_files, remove_connection_files
 from torpor.errors import ConfigError
 from torpor.paths import Paths
 
@@ -33,7 +34,16 @@ async def kernels_now(paths: Paths) -> list[dict[str, Any]]:
     """Give the state of every kernel.
 
     A daemon is started only where a dead one left kernels behind, which go on without it.
+    Connection files that commands have written go when their kernel is no more, however it ended.
     """
+    written = kernels_with_files(paths)  # before: one that is made meanwhile is not missed
+    kernels = await _kernels(paths)
+    known = {each["kernel_id"] for each in kernels}
+    remove_connection_files(paths, [each for each in written if each not in known])
+    return kernels
+
+
+async def _kernels(paths: Paths) -> list[dict[str, Any]]:
     if not _holds_kernels(paths) and await daemon_status(paths) is None:
         return []
     return await client_of(paths).kernels()

@@ -9,8 +9,8 @@ from torpor.cli.branch import made
 from torpor.cli.command import Command
 from torpor.cli.reach import client_of
 from torpor.cli.transfers import with_progress
+from torpor.cli.which import kernel_of, number_or_name
 from torpor.client_sleep import SleepClient
-from torpor.errors import SandboxGone
 
 
 class RestoreCommand(Command):
@@ -36,23 +36,9 @@ class RestoreCommand(Command):
         client = SleepClient(client_of(self.paths))
         kernel_id = kernel_of(await client.snapshots(), wanted)
         restoring = made(
-            lambda new_id, ends: client.restore(kernel_id, number_or_name(which), new_id, ends)
+            self.paths,
+            lambda new_id, ends: client.restore(kernel_id, number_or_name(which), new_id, ends),
         )
-        return await with_progress(client, restoring, shown=not self.json)
-
-
-def kernel_of(snapshots: list[dict[str, Any]], wanted: str) -> str:
-    """Give the one kernel among ``snapshots`` whose id begins so. Raises SandboxGone."""
-    known = {str(each["kernel_id"]) for each in snapshots}
-    found = known & {wanted} or {each for each in known if wanted and each.startswith(wanted)}
-    if len(found) != 1:
-        raise SandboxGone(
-            f"there are snapshots of {len(found) or 'no'} kernels that begin with {wanted!r}",
-            hint="see: torpor snapshots",
+        return await with_progress(
+            client, restoring, "restoring", kernel_id, shown=self.shows_progress
         )
-    return found.pop()
-
-
-def number_or_name(which: str) -> int | str | None:
-    """Give a generation as a number, a name as it is, and None for nothing."""
-    return int(which) if which.isdecimal() else which or None

@@ -46,7 +46,7 @@ class TorporCommand(Command):
         ),
         "rollback": ("torpor.cli.branch.RollbackCommand", "Take a kernel back to a checkpoint."),
         "fork": ("torpor.cli.branch.ForkCommand", "Make a second kernel with the same memory."),
-        "shutdown": ("torpor.cli.sleep.ShutdownCommand", "End kernels, asleep or awake."),
+        "shutdown": ("torpor.cli.shutdown.ShutdownCommand", "End kernels, asleep or awake."),
         "snapshots": (
             "torpor.cli.snapshots.SnapshotsCommand",
             "List the saved memory of hibernated kernels, and move it to and from the store.",

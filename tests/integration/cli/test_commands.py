@@ -19,6 +19,17 @@ COMMANDS = (
     "kernelspec list",
     "kernelspec remove",
     "kernels",
+    "hibernate",
+    "freeze",
+    "wake",
+    "pin",
+    "unpin",
+    "checkpoint",
+    "rollback",
+    "fork",
+    "restore",
+    "shutdown",
+    "snapshots",
     "golden",
     "golden list",
     "golden build",
@@ -74,6 +85,9 @@ def test_every_command_has_help_and_json(cli: Cli, command: str) -> None:
     ran = cli.run(*command.split(), "--help")
     assert ran.returncode == 0, ran.stderr
     assert "--json" in ran.stdout
+    assert [
+        line for line in ran.stdout.split("\nOptions\n")[0].splitlines() if len(line) > 80
+    ] == []
     assert not cli.home.exists()
 
 
@@ -124,6 +138,67 @@ def test_errors_are_one_readable_line_with_a_hint(cli: Cli) -> None:
     assert ran.stderr.startswith("torpor templates: template 'x' has no field 'nope'\n")
     assert "what to do:" in ran.stderr
     assert cli.json("templates", code=1)["error"]["code"] == "config"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "said"),
+    [
+        ("torpor_config.py", "x = 1\nc.Torpor.store = {\n", 2, "this is not Python"),
+        ("torpor_config.py", "c.Torpor.store = nosuch\n", 1, "name 'nosuch' is not defined"),
+        ("torpor_config.json", '{\n"Torpor": {}, x\n}', 2, "this is not JSON"),
+    ],
+)
+def test_a_damaged_configuration_is_told_in_one_line(
+    cli: Cli, name: str, text: str, line: int, said: str
+) -> None:
+    path = cli.home / "config" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    where = f"{path}, line {line}: "
+    for argv in (["templates"], ["daemon", "start"]):
+        ran = cli.run(*argv)
+        told = ran.stderr.replace("  starting torpord\n", "").splitlines()
+        assert (ran.returncode, ran.stdout, len(told)) == (1, "", 2), ran.stderr
+        assert told[0].startswith(f"torpor {' '.join(argv)}: {where}")
+        assert said in told[0]
+    ran = cli.run("kernels")
+    assert (ran.returncode, ran.stdout) == (0, "no kernels\n"), "this needs no configuration"
+    assert ran.stderr.startswith(f"torpor kernels: {where}")
+    assert "Traceback" not in ran.stderr
+    assert "Traceback" in cli.run("kernels", "--debug").stderr
+    assert cli.json("templates", code=1)["error"]["message"].startswith(where)
+
+
+@pytest.mark.parametrize("verb", ["hibernate", "freeze", "wake", "pin", "unpin", "shutdown"])
+def test_one_document_although_it_fails_for_all(cli: Cli, verb: str) -> None:
+    found = cli.json(verb, "5e1f", "77", code=1)
+    assert found["kernels"] == []
+    assert [(each["kernel"], each["error"]["code"]) for each in found["errors"]] == [
+        ("5e1f", "gone"),
+        ("77", "gone"),
+    ]
+    assert cli.json(verb, "--all") == {"kernels": [], "errors": []}
+    assert cli.run(verb).returncode == 2
+    assert cli.run(verb, "77", "--all").returncode == 2
+    assert not cli.home.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("checkpoint", "\ntorpor checkpoint KERNEL NAME\n"),
+        ("snapshots", "\ntorpor snapshots push KERNEL [WHICH]   send one"),
+        (
+            "rollback",
+            "\ntorpor rollback KERNEL NAME    a name, or a generation of `torpor snapshots`\n",
+        ),
+    ],
+)
+def test_how_a_command_is_written_keeps_its_lines(cli: Cli, command: str, written: str) -> None:
+    shown = cli.run(command, "--help").stdout
+    assert written in shown
+    broken = [line for line in shown.splitlines() if line.count("`") % 2]
+    assert broken == [], "a command that is named stands on one line"
 
 
 def test_install_finds_the_existing_one_or_says_why_not(cli: Cli, tmp_path: Path) -> None:
