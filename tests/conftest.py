@@ -1,17 +1,27 @@
-"""What holds for every test: it leaves nothing where temporary files are."""
+"""What holds for every test: it leaves nothing where temporary files are, and no cgroup."""
 
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.world import cgroups
+
 _TMP = Path("/tmp")
 # Not all that is there is ours: these are the names that Python, IPython and the guest give.
 _OURS = ("tmp", ".torpor-", ".ipython", "torpor-user-")
+_SETTLE_S = 5.0
 _seen: dict[str, str] = {}
+
+
+def pytest_configure() -> None:
+    """Let the tests clean up also when they are told to end: what they have started outlives them."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _there() -> set[str]:
@@ -37,9 +47,22 @@ def nothing_left_in_tmp() -> Iterator[None]:
     assert not left, f"left in {_TMP}, by name, with the test after which it was there: {left}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cgroup_left() -> Iterator[None]:
+    """Fail the session when a sandbox's cgroup outlives its processes, and say since which test."""
+    yield
+    ends_at = time.monotonic() + _SETTLE_S
+    while (left := cgroups()) and time.monotonic() < ends_at:
+        time.sleep(0.1)
+    told = {path: _seen.get(path, "the end") for path in left}
+    assert not left, f"cgroups left, with the test after which they were there: {told}"
+
+
 @pytest.fixture(autouse=True)
-def noted_in_tmp(request: pytest.FixtureRequest, nothing_left_in_tmp: None) -> Iterator[None]:
+def noted(
+    request: pytest.FixtureRequest, nothing_left_in_tmp: None, no_cgroup_left: None
+) -> Iterator[None]:
     """Note which test something new was there after."""
     yield
-    for name in _there():
+    for name in [*_there(), *cgroups()]:
         _seen.setdefault(name, request.node.nodeid)

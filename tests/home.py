@@ -16,7 +16,7 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.world import wait_clean
+from tests.world import reclaim, wait_clean
 
 KERNEL = "sandboxed"
 
@@ -81,13 +81,16 @@ def torpor_home(config: str = "", **environ: str) -> Iterator[Path]:
         yield home
     finally:
         command = [sys.executable, "-m", "torpor", "daemon", "stop", "--kernels"]
-        subprocess.run(command, check=False, timeout=60)
         try:
+            subprocess.run(command, check=False, timeout=60)
             wait_clean(home, services=True)
         finally:
             os.environ.clear()
             os.environ.update(saved)
-            shutil.rmtree(home, ignore_errors=True)
+            try:
+                reclaim(home)
+            finally:
+                shutil.rmtree(home, ignore_errors=True)
 
 
 def start(cwd: Path, **kwargs: object) -> tuple[KernelManager, BlockingKernelClient]:

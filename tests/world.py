@@ -8,9 +8,10 @@ identifies exactly what a test started.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,17 +60,38 @@ def processes_of(home: Path, *, services: bool = True) -> dict[int, str]:
     return found
 
 
-def _cgroups(ids: list[str]) -> Iterator[str]:
-    for base in (Path("/sys/fs/cgroup"),):
-        for path in base.glob("*/torpor/*"):
-            if path.is_dir() and any(ident in path.name for ident in ids):
-                yield str(path)
-        for path in base.glob("torpor/*"):
-            if path.is_dir() and any(ident in path.name for ident in ids):
-                yield str(path)
+def _bases() -> list[Path]:
+    """Give where a daemon of this process may make cgroups: in its own, above it, or beside all others."""
+    top = Path("/sys/fs/cgroup")
+    own = {line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()}
+    below = {each.lstrip("/") for group in own for each in (group, os.path.dirname(group))}
+    mounts = [top, *top.glob("*/")]
+    found = {mount / name for mount in mounts for name in (*below, "torpor")}
+    return sorted(each for each in found if each.is_dir())
 
 
-def look(home: Path, kernel_ids: list[str] | None = None, *, services: bool = False) -> Leftovers:
+def _empty_cgroups() -> list[str]:
+    """Give the cgroups of sandboxes in which no process is; what lives has some within milliseconds."""
+    found = []
+    for base in _BASES:
+        for path in base.glob("torpor-*"):
+            with suppress(OSError):
+                if not (path / "cgroup.procs").read_text():
+                    found.append(str(path))
+    return found
+
+
+# A cgroup's name says nothing of its home: what was there before these tests is not theirs.
+_BASES = _bases()
+_OLD = frozenset(_empty_cgroups())
+
+
+def cgroups() -> list[str]:
+    """Give the cgroups without a process that have come since this module was loaded."""
+    return [each for each in _empty_cgroups() if each not in _OLD]
+
+
+def look(home: Path, *, services: bool = False) -> Leftovers:
     """Give what is left of kernels in ``home`` (of the daemon and bridge too with ``services``)."""
     mounts = [
         line.split()[4]
@@ -88,7 +110,7 @@ def look(home: Path, kernel_ids: list[str] | None = None, *, services: bool = Fa
     return Leftovers(
         processes=[f"{p}: {c}" for p, c in processes_of(home, services=services).items()],
         mounts=mounts,
-        cgroups=list(_cgroups(kernel_ids or [])),
+        cgroups=cgroups(),
         files=files,
     )
 
@@ -99,7 +121,6 @@ def _new(now: list[str], before: list[str]) -> list[str]:
 
 def wait_clean(
     home: Path,
-    kernel_ids: list[str] | None = None,
     *,
     before: Leftovers | None = None,
     services: bool = False,
@@ -109,7 +130,7 @@ def wait_clean(
     known = before or Leftovers()
     deadline = time.monotonic() + within_s
     while True:
-        now = look(home, kernel_ids, services=services)
+        now = look(home, services=services)
         left = Leftovers(
             processes=_new(now.processes, known.processes),
             mounts=_new(now.mounts, known.mounts),
@@ -121,3 +142,27 @@ def wait_clean(
         if time.monotonic() > deadline:
             raise AssertionError(f"left in the world: {left}")
         time.sleep(0.1)
+
+
+def reclaim(home: Path) -> None:
+    """Kill what is left of ``home``, and remove its cgroups: without its folder nobody else could.
+
+    For homes that are given up; nothing left is fine.
+    """
+    for pid in processes_of(home):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for record in (home / "state" / "k").glob("*/cgroups"):
+        for folder in map(Path, record.read_text().splitlines()):
+            _remove_cgroup(folder)
+
+
+def _remove_cgroup(folder: Path, within_s: float = 5) -> None:
+    deadline = time.monotonic() + within_s
+    while folder.is_dir():
+        with suppress(OSError):  # what is killed takes a moment to die
+            for pid in set((folder / "cgroup.procs").read_text().split()) - {"0"}:
+                os.kill(int(pid), signal.SIGKILL)
+            folder.rmdir()
+        assert time.monotonic() < deadline, f"{folder} cannot be removed"
+        time.sleep(0.02)

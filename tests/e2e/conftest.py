@@ -35,14 +35,13 @@ def manager_and_client(
     """A sandboxed kernel of this test's own; afterwards the world is checked."""
     before = look(torpor_env)
     km, kc = start(workspace)
-    kernel_id = km.kernel_id
     try:
         yield km, kc
     finally:
         kc.stop_channels()
         if km.has_kernel:
             km.shutdown_kernel(now=True)
-        wait_clean(torpor_env, [kernel_id], before=before)
+        wait_clean(torpor_env, before=before)
 
 
 @pytest.fixture(scope="module")

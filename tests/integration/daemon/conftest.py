@@ -36,7 +36,7 @@ from torpor.errors import Busy
 from torpor.start import daemon_argv
 
 from tests.home import find_runsc
-from tests.world import processes_of
+from tests.world import processes_of, reclaim
 
 LOCAL = os.environ.get("TORPOR_TEST_BACKEND") == "local"
 FAKE_DAEMON = str(Path(__file__).parents[2] / "fakes/process_daemon.py")
@@ -159,7 +159,10 @@ def home(monkeypatch):
         for pid in found.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            reclaim(path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 async def _close(home: Home) -> list[str]:
