@@ -10,7 +10,7 @@ from traitlets import Bool
 
 from torpor.cli.command import FLAGS, Command, progress
 from torpor.cli.connection_files import remove_connection_files
-from torpor.cli.reach import client_of, daemon_status
+from torpor.cli.reach import client_of, daemon_status, left_kernels
 from torpor.cli.text import age
 from torpor.errors import Busy
 
@@ -90,6 +90,8 @@ class StatusCommand(Command):
         status = asyncio.run(daemon_status(self.paths))
         if status is None:
             text = "torpord does not run; it starts by itself with the first kernel"
+            if left_kernels(self.paths):
+                text = "torpord does not run, and may have left kernels: `torpor kernels` starts it"
             self.show({"running": False}, text)
             return NOT_RUNNING
         self.show({"running": True, **status}, _text(status))

@@ -37,9 +37,11 @@ class KernelsCommand(Command):
 def _text(kernels: list[dict[str, Any]]) -> str:
     if not kernels:
         return "no kernels"
-    header, *lines = table(_HEADERS, _fitting([_row(each) for each in kernels])).splitlines()
-    below = ("\n".join([line, *_below(each)]) for line, each in zip(lines, kernels, strict=True))
-    return "\n".join([header, *below])
+    rows = _fitting([_row(each) for each in kernels])
+    header, *lines = table(_HEADERS, rows).splitlines()
+    for index, (kernel, row) in enumerate(zip(kernels, rows, strict=True)):
+        lines[index] = "\n".join([lines[index], *_below(kernel, row)])
+    return "\n".join([header, *lines])
 
 
 def start_text(kernel: Mapping[str, Any]) -> str:
@@ -70,12 +72,14 @@ def _row(kernel: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _below(kernel: Mapping[str, Any]) -> list[str]:
-    """Give the lines that say the rest of one kernel; each is as wide as people read."""
+def _below(kernel: Mapping[str, Any], row: list[str]) -> list[str]:
+    """Give the lines that say what its ``row`` does not; each is as wide as people read."""
     workspace = kernel.get("workspace") or {}
     path, status = workspace.get("path"), str(kernel.get("status", "-"))
     reason = kernel.get("reason") if status in ("exited", "gone", "hibernated") else None
     said = {
+        "name": kernel["kernel_name"] if "…" in row[_NAME] else "",
+        "template": kernel["template"] if "…" in row[_TEMPLATE] else "",
         status: reason or "",
         "start": start_text(kernel),
         "sleep": sleep_text(kernel.get("sleep") or {}),

@@ -50,7 +50,12 @@ async def _kernels(paths: Paths) -> list[dict[str, Any]]:
 
 
 def _holds_kernels(paths: Paths) -> bool:
-    return _has_entries(paths.kernels) or has_snapshots(paths)
+    return left_kernels(paths) or has_snapshots(paths)
+
+
+def left_kernels(paths: Paths) -> bool:
+    """Whether a daemon that ended may have left kernels, awake or asleep. Starts nothing."""
+    return _has_entries(paths.kernels) or _has_entries(paths.snapshots)
 
 
 def has_snapshots(paths: Paths) -> bool:

@@ -96,6 +96,7 @@ def test_files_of_forks_go_with_them(pair: Pair, home: Path) -> None:
     run("shutdown", three["kernel_id"])
     assert [each.name for each in (home / "jr").glob("kernel-*.json")] == ["kernel-others.json"]
     assert list((home / "state" / "connection-files").iterdir()) == []
+    run("snapshots", "push", km.kernel_id, "before")
     run("snapshots", "rm", km.kernel_id, "before")
 
 
@@ -120,6 +121,7 @@ def test_where_a_snapshot_is_and_goes(pair: Pair) -> None:
 def test_checkpoints_that_a_kernel_leaves_behind(pair: Pair) -> None:
     km, _ = pair
     run("checkpoint", km.kernel_id, "before")
+    run("snapshots", "push", km.kernel_id, "before")  # what is just being sent cannot be removed
     told = run("shutdown", km.kernel_id).stderr
     assert f"{km.kernel_id}: named checkpoints stay: before" in told
     assert f"torpor snapshots rm {km.kernel_id} before" in told
@@ -130,6 +132,7 @@ def test_checkpoints_that_a_kernel_leaves_behind(pair: Pair) -> None:
 def test_all_snapshots_but_those_that_kernels_sleep_in(pair: Pair) -> None:
     km, _ = pair
     run("checkpoint", km.kernel_id, "before")
+    run("snapshots", "push", km.kernel_id, "before")  # what is just being sent cannot be removed
     run("hibernate", "--all")
     ran = run("snapshots", "rm", "--all", code=1)
     assert "nobody is there to answer: Checkpoints among them: before. Remove 1 snap" in ran.stderr
@@ -158,6 +161,7 @@ def test_what_stopping_the_daemon_means(pair: Pair, home: Path, tmp_path: Path) 
         said = run("daemon", "stop", "--force").stdout
         assert "kernels that are awake and go on: 1" in said
         assert "kernels that sleep, and that nobody wakes until torpord runs: 1" in said
+        assert "`torpor kernels` starts it" in run("daemon", "status", code=3).stdout
         reply = kc.execute_interactive("1 + 1", timeout=20)
         assert reply["content"]["status"] == "ok"
         client.execute("2 + 2")  # waits

@@ -112,7 +112,8 @@ def test_kernels_are_no_wider_than_a_terminal() -> None:
     assert lines[0].split()[0] == "KERNEL"
     assert lines[1].startswith("5e1f0000-1111-2222-3333-444455556666  python3-torpor")
     assert "…  default   hibernated  -" in lines[1]
-    assert lines[2].startswith("  hibernated: what it was")
+    assert lines[2] == "  name: python3-torpor-of-a-long-name"
+    assert lines[3].startswith("  hibernated: what it was")
     joined = " ".join(line.strip() for line in lines)
     assert f"start: created: {why.strip()}" in joined
     assert "  sleep: asleep: kept for ever" in lines
