@@ -42,7 +42,7 @@ class NotRunning(BackendUnavailable):
     """Nobody listens on the socket."""
 
 
-class _Interrupted(BackendUnavailable):
+class Interrupted(BackendUnavailable):
     """The daemon went away in the middle of a request."""
 
 
@@ -203,7 +203,7 @@ class Client:
                 return await self._send(method, path, body, timeout_s=timeout_s)
             except (NotRunning, VersionMismatch):
                 pass
-            except _Interrupted:
+            except Interrupted:
                 if not again:
                     raise
             await self.ensure()
@@ -241,7 +241,7 @@ class Client:
                 hint="set TORPOR_HOME to a folder of your own",
             ) from exc
         except (OSError, BadAnswer) as exc:
-            raise _Interrupted(
+            raise Interrupted(
                 f"torpord went away during {method} {path}: {exc}", hint=f"see {self.paths.log}"
             ) from exc
         return _answer(response)
@@ -249,7 +249,7 @@ class Client:
     async def _probe(self) -> dict[str, Any] | None:
         try:
             return await self.status()
-        except (NotRunning, _Interrupted):
+        except (NotRunning, Interrupted):
             return None
 
     async def _retire(self, status: Mapping[str, Any]) -> None:

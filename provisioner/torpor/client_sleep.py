@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from torpor.api import Endpoints
-from torpor.client import Client
+from torpor.client import Client, Interrupted
+from torpor.errors import BackendUnavailable, SandboxGone
 
 VERBS = ("hibernate", "freeze", "wake", "pin", "unpin")
 _LONGEST_S = 660.0
 _TRANSFER_S = 24 * 3600.0
+_ATTEMPTS = 2
+_UNDONE_S = 15.0
+_LOOK_S = 0.1
 
 
 class SleepClient:
@@ -33,13 +42,33 @@ class SleepClient:
 
     async def checkpoint(self, kernel_id: str, name: str) -> dict[str, Any]:
         """Save a kernel under a name and let it go on; give its state. Raises as ``do``."""
-        path = f"/v1/kernels/{quote(kernel_id, safe='')}/checkpoint"
-        return await self._client.call("POST", path, {"name": name}, timeout_s=_LONGEST_S)
+        path, began_s = f"/v1/kernels/{quote(kernel_id, safe='')}/checkpoint", time.time()
+
+        async def made() -> dict[str, Any] | None:
+            for each in await self.snapshots():
+                if (each["kernel_id"], each["name"]) == (kernel_id, name) and (
+                    datetime.fromisoformat(each["created_at"]).timestamp() >= began_s
+                ):
+                    return await self._client.kernel(kernel_id)
+            return None
+
+        return await self._once(path, {"name": name}, made)
 
     async def roll_back(self, kernel_id: str, to: str | int) -> dict[str, Any]:
-        """Have a kernel be as in one of its snapshots; give its state. Raises as ``do``."""
+        """Have a kernel be as in one of its snapshots; give its state. Raises as ``do``.
+
+        It is not repeated when torpord goes away meanwhile: somebody may have gone on with it.
+        """
         path = f"/v1/kernels/{quote(kernel_id, safe='')}/rollback"
-        return await self._client.call("POST", path, {"to": to}, timeout_s=_LONGEST_S)
+        try:
+            return await self._client.call(
+                "POST", path, {"to": to}, timeout_s=_LONGEST_S, again=False
+            )
+        except Interrupted as exc:
+            raise BackendUnavailable(
+                f"torpord went away while kernel {kernel_id} was rolled back",
+                hint="look at the kernel; if it is not as it was then, roll it back again",
+            ) from exc
 
     async def drop(self, kernel_id: str, generation: int, place: str = "") -> dict[str, Any]:
         """Remove one snapshot for good, here and in the store; none is fine.
@@ -87,7 +116,7 @@ class SleepClient:
         """
         path = f"/v1/snapshots/{quote(kernel_id, safe='')}/restore"
         body = {"which": which, "kernel_id": new_id, "client": client.to_json(), "lease": lease}
-        return await self._client.call("POST", path, body, timeout_s=_TRANSFER_S)
+        return await self._once(path, body, partial(self._made, new_id), timeout_s=_TRANSFER_S)
 
     async def fork(
         self, kernel_id: str, new_id: str, client: Endpoints, *, lease: bool = False
@@ -99,7 +128,36 @@ class SleepClient:
         """
         path = f"/v1/kernels/{quote(kernel_id, safe='')}/fork"
         body = {"kernel_id": new_id, "client": client.to_json(), "lease": lease}
-        return await self._client.call("POST", path, body, timeout_s=_LONGEST_S)
+        return await self._once(path, body, partial(self._made, new_id))
+
+    async def _made(self, kernel_id: str) -> dict[str, Any] | None:
+        """Give a new kernel once it is complete; None when it is not, and what there was has gone."""
+        until = time.monotonic() + _UNDONE_S
+        while True:
+            try:
+                state = await self._client.kernel(kernel_id)
+            except SandboxGone:
+                return None
+            if state["status"] != "starting" or time.monotonic() >= until:
+                return state
+            await asyncio.sleep(_LOOK_S)
+
+    async def _once(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        done: Callable[[], Awaitable[dict[str, Any] | None]],
+        *,
+        timeout_s: float = _LONGEST_S,
+    ) -> dict[str, Any]:
+        """Send what must not be done twice; again only if torpord went away before it was ``done``."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return await self._client.call("POST", path, body, timeout_s=timeout_s, again=False)
+            except Interrupted:
+                if (state := await done()) is not None:
+                    return state
+        return await self._client.call("POST", path, body, timeout_s=timeout_s, again=False)
 
     async def snapshots(self) -> list[dict[str, Any]]:
         """Give what is on disk and in the store, by kernel and generation."""

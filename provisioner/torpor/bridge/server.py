@@ -196,10 +196,14 @@ class Server:
         hibernation.wake(parse_fifos(request), timeout_s, held=held, ended=_ended(answer))
 
     def _release(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return self._kernel(request).hibernation.release(parse_notice(request))
+        released = self._kernel(request).hibernation.release(parse_notice(request))
+        self._starter.consider()  # nobody may be waiting any more
+        return released
 
     def _wake_failed(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return self._kernel(request).hibernation.wake_failed(parse_reason(request))
+        failed = self._kernel(request).hibernation.wake_failed(parse_reason(request))
+        self._starter.consider()
+        return failed
 
     def _kernel(self, request: Mapping[str, Any]) -> Kernel:
         kernel_id = parse_kernel_id(request)

@@ -102,6 +102,8 @@ class Starter:
         now = time.monotonic()
         if self._attached():
             self._attached_at = self._attached_at or now
+            if not self._wanted():  # it has done what it was started for
+                self._attempts = 0
             if self._child is None:
                 self._cancel()
             return

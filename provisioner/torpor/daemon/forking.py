@@ -131,6 +131,7 @@ class Forker:
                 reason=None,
                 generation=1,
                 highest=1,
+                making=True,
                 paused=False,
                 pinned=False,
                 tier_since=time.time(),
@@ -152,7 +153,6 @@ class Forker:
         finally:
             kernel.launch = None
             if not made:
-                kernel.was_made = False
                 kernel.row = replace(kernel.row, target=Target.ABSENT)
                 await self._settling.now(kernel)
             kernel.notify()
@@ -160,6 +160,7 @@ class Forker:
 
     async def _make(self, kernel: Kernel, snapshot: Snapshot) -> None:
         parts = self._parts
+        parts.registry.put_kernel(kernel.row)  # first: what a crash leaves is found by it
         await parts.snapshots.copy(snapshot, kernel.row.kernel_id)
         kernel.row = await self._bound(kernel.row, snapshot)
         parts.registry.put_kernel(kernel.row)
@@ -173,6 +174,9 @@ class Forker:
         if told.get("status") != "ok":
             why = told.get("evalue") or told.get("status")
             raise LaunchError(f"it could not be given randomness of its own: {why}")
+        made = replace(kernel.row, making=False)
+        parts.registry.put_kernel(made)
+        kernel.row = made
 
     async def _bound(self, row: KernelRow, snapshot: Snapshot) -> KernelRow:
         parts = self._parts

@@ -37,8 +37,6 @@ class Kernel:
         self.sandbox_watch: asyncio.Task[Any] | None = None
         self.moving = ""
         """What is being done to it right now: hibernating, fetching, waking; "" for nothing."""
-        self.was_made = True
-        """False for a fork that failed: nothing of that name was ever to be seen by others."""
         self.frozen = False
         """Its processes stand still in memory."""
         self.shut_down: int | None = None
@@ -100,7 +98,7 @@ class Kernel:
     @property
     def state(self) -> str:
         """One of ``starting running frozen hibernating hibernated fetching waking exited gone``."""
-        if self.launching or self.row.status is Status.LAUNCHING:
+        if self.launching or self.row.making or self.row.status is Status.LAUNCHING:
             return "starting"
         if self.row.status is Status.ASLEEP:
             if self.shut_down is not None:

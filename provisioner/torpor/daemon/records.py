@@ -66,8 +66,11 @@ class KernelRow:
     """The highest generation it ever had: the disk may not have it any more."""
     argv: tuple[str, ...] = ()
     """As it was started, for people."""
+    making: bool = False
+    """It is a fork, or restored as a new kernel, and not complete: nobody has been given it yet."""
     paused: bool = False
-    """Its sandbox may stand still on purpose; written before that is so."""
+    """Its sandbox may stand still on purpose; or it sleeps, and the bridge may not know in which
+    snapshot. Written before that is so."""
     pinned: bool = False
     """Somebody wants it to stay in its tier."""
     tier_since: float = 0.0
@@ -93,6 +96,7 @@ class KernelRow:
             "generation": self.generation,
             "highest": self.highest,
             "argv": list(self.argv),
+            "making": self.making,
             "paused": self.paused,
             "pinned": self.pinned,
             "tier_since": self.tier_since,
@@ -118,6 +122,7 @@ class KernelRow:
             generation=int(body.get("generation", 0)),
             highest=int(body.get("highest", 0)),
             argv=tuple(body.get("argv", ())),
+            making=bool(body.get("making", False)),
             paused=bool(body.get("paused", False)),
             pinned=bool(body.get("pinned", False)),
             tier_since=float(body.get("tier_since", 0.0)),

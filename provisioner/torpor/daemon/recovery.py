@@ -18,7 +18,7 @@ from torpor.daemon.records import SandboxRow
 from torpor.daemon.settling import Settling
 from torpor.daemon.supervisor import Supervisor
 from torpor.errors import BackendUnavailable, ConfigError, SandboxError, SandboxGone
-from torpor.lifecycle import Status
+from torpor.lifecycle import Status, Target
 
 
 async def recover(parts: Parts, settling: Settling, supervisor: Supervisor) -> None:
@@ -29,6 +29,9 @@ async def recover(parts: Parts, settling: Settling, supervisor: Supervisor) -> N
     """
     registry = parts.registry
     for row in list(registry.kernels.values()):
+        if row.making:
+            row = replace(row, target=Target.ABSENT)
+            log("fork that was not complete", kernel_id=row.kernel_id)
         kernel = settling.kernels[row.kernel_id] = Kernel(row)
         sandbox = registry.sandboxes.get(row.sandbox_id or "")
         if sandbox is not None and sandbox.handle is not None:

@@ -7,6 +7,7 @@ the sandbox is the kernel, and a later daemon lets it go on (``settle``); from t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -178,8 +179,14 @@ class Sleeper:
             log("rolled back", generation=target.manifest.generation, name=target.manifest.name)
 
     async def _become(self, kernel: Kernel, generation: int, memory: Mapping[str, Any]) -> None:
-        self._put(kernel, generation=generation)
+        self._put(kernel, generation=generation, paused=True)
+        await self._told_which(kernel, memory)
+
+    async def _told_which(self, kernel: Kernel, memory: Mapping[str, Any]) -> None:
+        """Have the bridge take up a sleeping kernel as it was in the snapshot that the row names."""
         await self._tell("sleep", kernel, memory=dict(memory))
+        with contextlib.suppress(BackendUnavailable):  # disk full: a later daemon tells it again
+            self._put(kernel, paused=False)
 
     async def _as_it_was(self, kernel: Kernel, present: KernelRow) -> None:
         memory = await self._parts.snapshots.memory(present)
@@ -273,7 +280,7 @@ class Sleeper:
                     await self._go_on(kernel, handle)
                 elif kernel.row.status is Status.ASLEEP:
                     memory = await self._parts.snapshots.memory(kernel.row)
-                    await self._tell("sleep", kernel, memory=memory)
+                    await self._told_which(kernel, memory)
 
     # -- inner ---------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ class Steps:
         await self._parts.free_endpoints(row)
         await self._parts.stores.release(row.kernel_id)
         await self._parts.snapshots.forget(row.kernel_id)
-        if kernel.was_made:
+        if not row.making:  # else nothing of it ever was to be sent
             self._parts.stores.leave(row.kernel_id)
         registry.drop_kernel(row.kernel_id)
         log("removed")

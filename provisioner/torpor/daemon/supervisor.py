@@ -315,6 +315,8 @@ class Supervisor:
                 if status.get("execution_state") == "busy":
                     await self._tell_signal(kernel, signal.SIGINT)
                     return
+                if not status.get("busy_reason"):  # no cell was meant; one that comes later is not
+                    return
                 await asyncio.sleep(_BUSY_WITHIN_S / 40)
 
     async def _tell_signal(self, kernel: Kernel, signum: int) -> None:

@@ -130,7 +130,7 @@ async def test_a_busy_kernel_is_left_alone(bed: Bed) -> None:
         return bool((await bed.status())["execution_state"] == "busy")
 
     await bed.until(busy)
-    assert "busy" in await refusal(bed)
+    assert "a cell is running" in await refusal(bed)
     bed.guest.be("idle")
     await bed.until(lambda: idle(bed))
     await bed.hold()

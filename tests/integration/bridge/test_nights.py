@@ -256,8 +256,8 @@ async def test_a_real_kernel_that_is_busy_stays_awake(world: World) -> None:
     )
     await asyncio.sleep(0.3)
     said = [await refusal()]
-    assert "busy" in said[0]
-    while "busy" in said[-1]:
+    assert "a cell is running" in said[0]
+    while "a cell is running" in said[-1]:
         await asyncio.sleep(0.05)
         said.append(await refusal())
     assert "input()" in said[-1]

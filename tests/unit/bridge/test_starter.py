@@ -104,6 +104,24 @@ def test_one_that_comes_by_itself_is_waited_for(world: World) -> None:
     assert world.starts == 0
 
 
+def test_one_that_did_what_it_was_wanted_for_is_no_failure(world: World) -> None:
+    """However often it dies later: who waits then is not kept waiting for what was before."""
+    learn(world, world.command())
+    for _ in range(ATTEMPTS + 2):
+        world.wanted, before = True, world.starts
+        world.starter.consider()
+        world.run(0.15)
+        assert world.starts > before
+        world.attached = True
+        world.starter.consider()
+        world.wanted = False
+        world.starter.consider()
+        world.attached = False
+        world.starter.consider()
+        world.run(0.15)
+    assert world.given_up == []
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
