@@ -39,6 +39,7 @@ def arm() -> None:
     from torpor.backends.local_saving import Saving
     from torpor.daemon.bridge_keeper import BridgeKeeper
     from torpor.daemon.registry import Registry
+    from torpor.snapshot.remote.objects import Objects
     from torpor.snapshot.shelf import Shelf
     from torpor.snapshot.store import SnapshotStore
 
@@ -48,8 +49,9 @@ def arm() -> None:
         (BridgeKeeper, ("call", "rpc")),
         (LocalBackend, ("prepare_saved", "start", "resume", "thaw", "freeze", "destroy")),
         (Saving, ("save",)),
-        (SnapshotStore, ("draft", "publish", "answered", "drop")),
+        (SnapshotStore, ("draft", "publish", "adopt", "answered", "drop")),
         (Shelf, ("place",)),
+        (Objects, ("write", "remove_all")),
     ):
         for name in names:
             setattr(cls, name, step.around(name, getattr(cls, name)))

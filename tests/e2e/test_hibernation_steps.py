@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torpor.errors import SandboxError
 from tests.e2e import dying
 from tests.e2e.cells import tell, value
 from tests.e2e.sleeping import do, sandbox_pids, snapshots, state, status, wait
-from tests.e2e.stores import QUIET, connected, torpor
+from tests.e2e.stores import QUIET, connected, places, store_home, torpor
 from tests.home import start, stop, torpor_home
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(580)]
@@ -41,16 +42,36 @@ def home() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def pair(home: Path, tmp_path: Path) -> Iterator[Pair]:
-    km, kc = start(tmp_path)
+@pytest.fixture(scope="module")
+def stored_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """At rest, snapshots are in a store only."""
+    url = f"file://{tmp_path_factory.mktemp('store')}/s"
+    with store_home(url, {"local": "drop"}, dying.config()) as folder:
+        yield folder
+
+
+@contextmanager
+def counting(home: Path, workspace: Path) -> Iterator[Pair]:
+    km, kc = start(workspace)
     tell(kc, COUNTING)
-    yield km, kc
+    try:
+        yield km, kc
+    finally:
+        take_down(home, km, kc)
+
+
+def take_down(home: Path, km: KernelManager, kc: BlockingKernelClient) -> None:
     (home / "die").unlink(missing_ok=True)
     stop(km, kc)
     wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
     for each in snapshots():
         torpor("snapshots", "rm", each["kernel_id"], str(each["generation"]))
+
+
+@pytest.fixture
+def pair(home: Path, tmp_path: Path) -> Iterator[Pair]:
+    with counting(home, tmp_path) as both:
+        yield both
 
 
 class Asked:
@@ -188,3 +209,37 @@ def test_killed_at_a_step(home: Path, pair: Pair, verb: str, which: str) -> None
     asked.hibernate()
     asked.execute()
     wait(lambda: generations(asked.km) == [asked.generation()], lambda: str(snapshots()))
+
+
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_killed_on_the_way_to_the_store_and_back(
+    stored_home: Path, tmp_path: Path, which: str
+) -> None:
+    with counting(stored_home, tmp_path) as pair:
+        asked = Asked(stored_home, pair)
+
+        def once(steps: int) -> list[str]:
+            asked.km.is_alive()
+            asked.arm(steps)
+            asked.hibernate()
+            wait(
+                lambda: not (stored_home / "die").exists() or away(),
+                lambda: str((places(asked.km), torpor("snapshots")["store"])),
+            )
+            asked.execute()
+            marks = asked.disarm()
+            asked.settled()
+            print(steps, marks[-1])
+            return marks
+
+        def away() -> bool:
+            found = places(asked.km).values()
+            return status(asked.km) == "hibernated" and all(on == ["store"] for on in found)
+
+        marks = once(ALL)
+        print(len(marks), marks)
+        assert {"before write", "before drop", "before adopt"} <= set(marks)
+        died = 0
+        for number in range(len(marks)) if which == "all" else some(len(marks)):
+            died += len(once(number)) == number + 1
+        assert died > 0
