@@ -30,6 +30,7 @@ from traitlets.config.loader import (
     PyFileConfigLoader,
 )
 
+from torpor.config_problem import config_problem
 from torpor.errors import ConfigError
 from torpor.paths import Paths, resolve_paths
 from torpor.snapshot.remote.configured import StoreSettings, parse_store
@@ -269,7 +270,7 @@ def _load_file(folder: Path, name: str) -> Config:
     except ConfigFileNotFound:
         return Config()
     except Exception as exc:  # the file is a program: it can raise anything
-        raise ConfigError(f"cannot read {folder / name}: {type(exc).__name__}: {exc}") from exc
+        raise config_problem(str(folder / name), exc) from exc
 
 
 def _configured(cls: type[C], config: Config) -> C:

@@ -17,8 +17,8 @@ from traitlets import Bool, Unicode
 from traitlets.config.loader import ConfigFileNotFound, FileConfigLoader
 
 from torpor._version import __version__
-from torpor.cli.config_problem import config_problem
 from torpor.config import user_paths
+from torpor.config_problem import config_problem
 from torpor.errors import SandboxError
 from torpor.paths import Paths
 

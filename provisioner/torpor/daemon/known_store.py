@@ -49,6 +49,8 @@ class KnownStore:
         self.transfers: list[Transfer] = []
         self.passing: set[Key] = set()
         """Snapshots that were made for a moment and are nobody's to send."""
+        self.going: set[Key] = set()
+        """Snapshots that are being removed, and not to be sent meanwhile."""
         self.leaving: set[str] = set()
         """Kernels that are no more, whose automatic snapshots are to leave the store."""
         self.news = asyncio.Event()

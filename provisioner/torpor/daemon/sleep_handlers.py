@@ -11,7 +11,7 @@ from torpor.daemon.handlers import Handler
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about
 from torpor.daemon.processes import Process
-from torpor.errors import ConfigError
+from torpor.errors import ConfigError, SandboxGone
 from torpor.snapshot.manifest import is_kernel_id
 
 
@@ -29,6 +29,11 @@ class SleepHandler(Handler):
             elif verb == "freeze":
                 await sleeper.freeze(kernel)
             elif verb == "wake":
+                if kernel.ended:
+                    raise SandboxGone(
+                        f"kernel {kernel.row.kernel_id} has ended: {kernel.reason}",
+                        hint="restart it for a fresh one, or `torpor shutdown` what is left of it",
+                    )
                 await sleeper.wake(kernel)
             else:
                 kernel.row = replace(kernel.row, pinned=verb == "pin")

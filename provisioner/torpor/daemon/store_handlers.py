@@ -19,7 +19,7 @@ Keys and options of a store are never in an answer.
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from torpor.api import Endpoints, parse_endpoints
@@ -27,7 +27,7 @@ from torpor.daemon.describe import described
 from torpor.daemon.handlers import Handler
 from torpor.daemon.logs import about
 from torpor.daemon.processes import Process
-from torpor.errors import Busy, ConfigError
+from torpor.errors import Busy, ConfigError, SandboxError
 from torpor.golden.collect import Removed
 from torpor.lifecycle.idle import Tier
 from torpor.snapshot.build import Listed
@@ -106,14 +106,18 @@ class SnapshotHandler(Handler):
         with about(kernel_id):
             if not place and is_needed():  # it may be on its way here for a wake
                 await self._require_other(kernel_id, generation, place)
-            await stores.release(kernel_id)
-            async with kernel.lock if kernel else nullcontext():
-                if is_needed():
-                    await self._require_other(kernel_id, generation, place)
-                if place != "disk":
-                    from_store = await stores.remove(kernel_id, generation)
-                if place != "store":
-                    removed = await asyncio.to_thread(stores.local.drop, kernel_id, generation)
+            stores.going.add((kernel_id, generation))
+            try:
+                await stores.release(kernel_id)
+                async with kernel.lock if kernel else nullcontext():
+                    if is_needed():
+                        await self._require_other(kernel_id, generation, place)
+                    if place != "disk":
+                        from_store = await stores.remove(kernel_id, generation)
+                    if place != "store":
+                        removed = await asyncio.to_thread(stores.local.drop, kernel_id, generation)
+            finally:
+                stores.going.discard((kernel_id, generation))
         self.daemon.tiering.troubles.pop((kernel_id, generation), None)
         stores.news.set()
         return {
@@ -153,12 +157,15 @@ class MoveHandler(Handler):
                 on = ["disk", "store"]
                 return _shown(stored) | {"on": on, "stored_bytes": stored.stored_bytes}
             snapshot = await stores.fetch(kernel_id, generation)
+            there = False
+            with suppress(SandboxError, OSError):  # it is here, whoever does not answer
+                there = await stores.has(kernel_id, generation)
             return {
                 "kernel_id": kernel_id,
                 "generation": generation,
                 "name": snapshot.manifest.name,
                 "bytes": snapshot.manifest.size_bytes,
-                "on": ["disk", "store"],
+                "on": ["disk", "store"] if there else ["disk"],
             }
 
 

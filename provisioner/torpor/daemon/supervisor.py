@@ -307,6 +307,9 @@ class Supervisor:
     async def _interrupt_soon(self, kernel: Kernel) -> None:
         """Interrupt the cell for which a kernel wakes, once it runs; without one, nothing."""
         with about(kernel.row.kernel_id), contextlib.suppress(SandboxError, BridgeRefused):
+            status = await self._parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
+            if not status.get("waiting") and not status.get("busy_reason"):
+                return  # a cell that comes later is not meant
             async with kernel.lock:
                 pass  # whatever moved it is over
             until = time.monotonic() + _BUSY_WITHIN_S
@@ -315,7 +318,7 @@ class Supervisor:
                 if status.get("execution_state") == "busy":
                     await self._tell_signal(kernel, signal.SIGINT)
                     return
-                if not status.get("busy_reason"):  # no cell was meant; one that comes later is not
+                if not status.get("busy_reason"):  # what was meant is over
                     return
                 await asyncio.sleep(_BUSY_WITHIN_S / 40)
 

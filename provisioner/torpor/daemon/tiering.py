@@ -127,12 +127,13 @@ class Tiering:
 
     def _due_s(self, listed: Listed, settings: StoreSettings, now: float) -> float | None:
         """Give in how many seconds to push a snapshot; None when it is not to be, or there."""
-        if (listed.kernel_id, listed.generation) in self._stores.pushed:
+        key = (listed.kernel_id, listed.generation)
+        if key in self._stores.pushed or key in self._stores.going:
             return None
         if listed.name:
             return 0.0
         kernel = self._kernels.get(listed.kernel_id)
-        if kernel is None or (listed.kernel_id, listed.generation) in self._stores.passing:
+        if kernel is None or key in self._stores.passing:
             return None
         if settings.local is LocalCopy.DROP:  # whatever lies there is to be nowhere else
             return max(0.0, listed.created_s + settings.after_s - now)

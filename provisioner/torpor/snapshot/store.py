@@ -155,7 +155,7 @@ class SnapshotStore:
         folder = self._shelf.folder(manifest.kernel_id, manifest.generation)
         if self._shelf.manifest(folder) == manifest and not self._shelf.remove(folder):
             raise Busy(
-                f"generation {manifest.generation} of kernel {manifest.kernel_id} is being restored",
+                f"generation {manifest.generation} of kernel {manifest.kernel_id} is in use (restored, copied or sent)",
                 hint="try again when that has ended",
             )
         self._shelf.require_absent(manifest)
@@ -340,7 +340,7 @@ class SnapshotStore:
             remove_empty(self._root / kernel_id)
         if held:
             raise Busy(
-                f"generation {', '.join(held)} of kernel {kernel_id} is being restored",
+                f"generation {', '.join(held)} of kernel {kernel_id} is in use (restored, copied or sent)",
                 hint="try again when that has ended",
             )
         return tuple(removed)

@@ -62,7 +62,7 @@ c.TorporDaemon.concurrent_starts = 7
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("this is no Python (", "SyntaxError"),
+        ("this is no Python (", "line 1: this is not Python"),
         ("raise RuntimeError('my own')", "my own"),
         ("c.Torpor.templats = {}", "templats"),
         ("c.Torpor.store = {'url': 'x'}", "c.Torpor.store: 'x' is not the URL"),

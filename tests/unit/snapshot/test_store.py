@@ -351,7 +351,7 @@ def test_what_is_held_stays(store: SnapshotStore, root: Path) -> None:
     with store.hold(held), another(root).hold(held):
         assert another(root).answered(KERNEL, 2) == ()
         assert store.reconcile([], orphans_older_than_s=0).orphans == rows(held)
-        with pytest.raises(Busy, match=r"generation 1 of kernel .* is being restored"):
+        with pytest.raises(Busy, match=r"generation 1 of kernel .* is in use"):
             store.drop(KERNEL)
         assert store.verify(held) is None
     assert generations(store) == [1]

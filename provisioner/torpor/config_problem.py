@@ -7,7 +7,7 @@ import traceback
 
 from torpor.errors import ConfigError
 
-_HINT = "correct it; --debug shows where Python gave up"
+_HINT = "correct it; commands show with --debug where Python gave up"
 
 
 def config_problem(path: str, exc: Exception) -> ConfigError:

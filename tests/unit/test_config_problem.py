@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from torpor.cli.config_problem import config_problem
+from torpor.config_problem import config_problem
 from traitlets.config.loader import JSONFileConfigLoader, PyFileConfigLoader
 
 
