@@ -183,7 +183,7 @@ class Supervisor:
         if kernel.state == "exited":
             return
         if kernel.tier is not Tier.AWAKE or kernel.moving:
-            if signum == signal.SIGINT and kernel.moving:
+            if signum == signal.SIGINT and kernel.moving and await self._is_asked(kernel):
                 interrupting = self._interrupt_soon(kernel)
                 self._settling.tasks.start(interrupting, name=f"interrupt {kernel_id}")
             if signum in (0, signal.SIGINT):
@@ -304,12 +304,16 @@ class Supervisor:
                     await self.sleeper.wake_locked(kernel)
                     await self._tell_signal(kernel, signal.SIGTERM)
 
+    async def _is_asked(self, kernel: Kernel) -> bool:
+        """Tell whether there is anything that an interrupt can mean; not a cell that comes later."""
+        with contextlib.suppress(SandboxError, BridgeRefused):
+            status = await self._parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
+            return bool(status.get("waiting") or status.get("busy_reason"))
+        return False
+
     async def _interrupt_soon(self, kernel: Kernel) -> None:
         """Interrupt the cell for which a kernel wakes, once it runs; without one, nothing."""
         with about(kernel.row.kernel_id), contextlib.suppress(SandboxError, BridgeRefused):
-            status = await self._parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
-            if not status.get("waiting") and not status.get("busy_reason"):
-                return  # a cell that comes later is not meant
             async with kernel.lock:
                 pass  # whatever moved it is over
             until = time.monotonic() + _BUSY_WITHIN_S
