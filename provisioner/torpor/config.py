@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -35,11 +35,11 @@ from torpor.errors import ConfigError
 from torpor.paths import Paths, resolve_paths
 from torpor.snapshot.remote.configured import StoreSettings, parse_store
 from torpor.template import Template
+from torpor.template_values import meant, template_of
 
 C = TypeVar("C", bound=Configurable)
 FILES = ("torpor_config.py", "torpor_config.json")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+Files = Mapping[Path, Config]
 
 
 class Torpor(Configurable):
@@ -189,19 +189,20 @@ def load_settings(paths: Paths, environ: Mapping[str, str] | None = None) -> Set
         value.
     """
     env = os.environ if environ is None else environ
-    config = Config()
-    for name in FILES:
-        config.merge(_load_file(paths.config, name))
-    torpor, daemon = _configured(Torpor, config), _configured(TorporDaemon, config)
-    templates = {"default": Template()}
-    for name, body in torpor.templates.items():
-        templates[name] = template_of(name, body)
+    files = {paths.config / name: _load_file(paths.config, name) for name in FILES}
+    torpor, daemon = _configured(Torpor, files), _configured(TorporDaemon, files)
+    with _named(files, "Torpor", "templates"):
+        templates = {"default": Template()} | {
+            name: template_of(name, body) for name, body in torpor.templates.items()
+        }
+    with _named(files, "Torpor", "store"):
+        store = parse_store(torpor.store)
     settings = Settings(
         templates=MappingProxyType(templates),
         default_template=torpor.default_template,
         runsc_path=env.get("TORPOR_RUNSC") or torpor.runsc_path or None,
         allow_old_runsc=torpor.allow_old_runsc,
-        store=parse_store(torpor.store),
+        store=store,
         daemon=DaemonSettings(
             idle_exit_s=daemon.idle_exit_s,
             concurrent_starts=daemon.concurrent_starts or max(2, os.cpu_count() or 2),
@@ -216,26 +217,9 @@ def load_settings(paths: Paths, environ: Mapping[str, str] | None = None) -> Set
             wake_ahead=daemon.wake_ahead,
         ),
     )
-    settings.template(None)  # a wrong default is an error now, not at the first launch
+    with _named(files, "Torpor", "default_template"):
+        settings.template(None)  # a wrong default is an error now, not at the first launch
     return settings
-
-
-def template_of(name: str, body: object) -> Template:
-    """Give the template that a configuration describes. Raises ConfigError."""
-    if not isinstance(body, Mapping):
-        raise ConfigError(f"template {name!r} must be a dictionary, not {type(body).__name__}")
-    known = {field.name for field in fields(Template)} - {"name"}
-    unknown = sorted(set(body) - known)
-    if unknown:
-        raise ConfigError(
-            f"template {name!r} has no field {unknown[0]!r}",
-            hint=f"fields: {', '.join(sorted(known))}",
-        )
-    values = {key: _value(name, key, value) for key, value in body.items()}
-    try:
-        return Template(name=name, **values)
-    except TypeError as exc:
-        raise ConfigError(f"template {name!r} has a value of the wrong kind: {exc}") from exc
 
 
 class SettingsSource:
@@ -273,30 +257,34 @@ def _load_file(folder: Path, name: str) -> Config:
         raise config_problem(str(folder / name), exc) from exc
 
 
-def _configured(cls: type[C], config: Config) -> C:
-    section = config.get(cls.__name__, {})
-    known = cls.class_trait_names(config=True)
-    for name in section:
-        if name not in known:
-            raise ConfigError(
-                f"the configuration sets {cls.__name__}.{name}, which does not exist",
-                hint=f"{cls.__name__} has: {', '.join(sorted(known))}",
-            )
+def _configured(cls: type[C], files: Files) -> C:
+    known, config = cls.class_trait_names(config=True), Config()
+    for path, content in files.items():
+        section = content.get(cls.__name__, {})
+        for name in section:
+            if name not in known:
+                raise ConfigError(
+                    f"{path} sets {cls.__name__}.{name}, which does not exist{meant(name, known)}",
+                    hint=f"{cls.__name__} has: {', '.join(sorted(known))}",
+                )
+        try:
+            cls(config=content)
+        except TraitError as exc:
+            raise ConfigError(f"{path} has a wrong value: {exc}") from exc
+        config.merge(content)
+    return cls(config=config)
+
+
+@contextmanager
+def _named(files: Files, section: str, trait: str) -> Iterator[None]:
+    """Have an error name the file that sets the trait: the last that does."""
     try:
-        return cls(config=config)
-    except TraitError as exc:
-        raise ConfigError(f"wrong value in the configuration: {exc}") from exc
-
-
-def _value(template: str, name: str, value: object) -> Any:
-    if name.endswith("_bytes") and isinstance(value, str):
-        found = _SIZE.fullmatch(value.strip())
-        if found is None:
-            raise ConfigError(f"template {template!r}: {name} {value!r} is not a size such as '2G'")
-        return int(float(found.group(1)) * _FACTORS[found.group(2).upper()])
-    if isinstance(value, list):
-        return tuple(value)
-    return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+        yield
+    except ConfigError as exc:
+        setting = [path for path, content in files.items() if trait in content.get(section, {})]
+        if not setting:
+            raise
+        raise ConfigError(f"{setting[-1]}: {exc.message}", hint=exc.hint) from exc
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -363,7 +363,7 @@ def test_restored_from_what_an_ended_kernel_has_left(tmp_path: Path) -> None:
         (tmp_path / "moved").rename(workspace)
         configure(home, QUIET.replace('"freeze_after_s"', '"open_files": 2048, "freeze_after_s"'))
         refused = torpor("restore", str(km.kernel_id), fails=True)
-        assert "template default has changed" in refused["error"]["message"]
+        assert "template default has changed since in open_files" in refused["error"]["message"]
         configure(home, QUIET)
         wait(lambda: torpor("kernels")["kernels"] == [], lambda: "something is left")
         wait(lambda: list((home / "state/k").iterdir()) == [], lambda: "a sandbox is left")

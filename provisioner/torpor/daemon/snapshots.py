@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,14 +28,9 @@ from torpor.snapshot.build import Listed, Snapshot
 from torpor.snapshot.environment import Contents, changed, keep_digests, kept_digests
 from torpor.snapshot.manifest import Ancestor, SnapshotManifest, check_name
 from torpor.snapshot.mismatch import MachineFacts, mismatch
+from torpor.snapshot.shape import template_digest, template_fields
 from torpor.snapshot.store import SnapshotStore
 from torpor.template import Template, WorkspaceMode
-
-_NOT_OF_THE_SANDBOX = frozenset(
-    {"description", "env_allow", "start_timeout_s", "warm_up", "env_at_start", "claim_code"}
-)
-_PREFIXES = ("pool_", "freeze_", "hibernate_", "expire_", "count_")
-
 
 _MAKING_S = 600.0
 
@@ -91,6 +84,7 @@ class Snapshots:
                     owner_uid=os.geteuid(),
                     template=row.template,
                     template_digest=template_digest(template),
+                    template_fields=template_fields(template),
                     runsc_build=handle.runsc_build,
                     cpu_features=build.processor,
                     plan_digest=saved.plan_digest,
@@ -260,26 +254,14 @@ class Snapshots:
     def _facts(self, snapshot: Snapshot, template: Template | None, build: Build) -> MachineFacts:
         manifest = snapshot.manifest
         workspace = manifest.workspace
-        there = workspace is None or os.path.isdir(workspace)
-        shape = (snapshot.image / "shape.json").read_bytes()
         return MachineFacts(
             owner_uid=os.geteuid(),
             runsc_build=build.runtime,
             cpu_features=frozenset(build.processor),
             template_digest=None if template is None else template_digest(template),
-            plan_digest=hashlib.sha256(shape).hexdigest(),
+            template_fields={} if template is None else template_fields(template),
+            workspace_there=workspace is None or os.path.isdir(workspace),
             environment_change=changed(
                 manifest.environment, kept_digests(snapshot.folder) or {}, self._contents.of
             ),
-            workspace_mode=manifest.workspace_mode if there else None,
         )
-
-
-def template_digest(template: Template) -> str:
-    """Give a digest of what of a template is in its sandboxes for good."""
-    shape = {
-        each.name: template.to_json()[each.name]
-        for each in fields(Template)
-        if each.name not in _NOT_OF_THE_SANDBOX and not each.name.startswith(_PREFIXES)
-    }
-    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()

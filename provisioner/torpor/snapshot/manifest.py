@@ -41,7 +41,8 @@ class SnapshotManifest:
     ``name``: "" for what the daemon made by itself, else a checkpoint that somebody named.
     ``generation`` rises with each snapshot of a kernel, from 1. ``parent``: None for a kernel that
     was never restored; of another kernel after a fork; not always the generation before, after a
-    rollback. ``plan_digest``: of how the sandbox was made. ``read_only``: how its workspace was
+    rollback. ``template_fields``: see shape.py; manifests that were written before have none.
+    ``plan_digest``: of how the sandbox was made. ``read_only``: how its workspace was
     mounted. ``kernel_generation``: which process of the guest the kernel is. ``memory``: what the
     bridge knew of the kernel and its link, in its own shape. ``outside``: what it held that is not in
     the image; manifests that were written before there was such a field have nothing.
@@ -57,6 +58,7 @@ class SnapshotManifest:
     owner_uid: int
     template: str
     template_digest: str
+    template_fields: Mapping[str, str] = field(default_factory=dict, repr=False)
     runsc_build: str
     cpu_features: tuple[str, ...]
     plan_digest: str
@@ -211,6 +213,7 @@ def _manifest(body: Mapping[str, Any]) -> SnapshotManifest:
         owner_uid=read.count(body, "owner_uid"),
         template=read.text(body, "template"),
         template_digest=read.text(body, "template_digest"),
+        template_fields=_texts_if_there(body, "template_fields"),
         runsc_build=read.text(body, "runsc_build"),
         cpu_features=read.texts(body, "cpu_features"),
         plan_digest=read.text(body, "plan_digest"),
@@ -234,6 +237,10 @@ def _manifest(body: Mapping[str, Any]) -> SnapshotManifest:
 
 def _absent(body: Mapping[str, Any], name: str) -> bool:
     return name in body and body[name] is None
+
+
+def _texts_if_there(body: Mapping[str, Any], name: str) -> dict[str, str]:
+    return read.text_mapping(body, name) if name in body else {}
 
 
 def _ancestor(body: Mapping[str, Any]) -> Ancestor | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from torpor.snapshot.manifest import SnapshotManifest
-from torpor.template import WorkspaceMode
+from torpor.snapshot.shape import changed_fields
 
 _FEATURES_NAMED = 5
 
@@ -15,30 +15,23 @@ _FEATURES_NAMED = 5
 class MachineFacts:
     """What a restore of one snapshot would meet here, looked up just now.
 
-    ``template_digest``: of the template of that name, None when there is none any more.
-    ``environment_change``: what ``golden.fingerprint.changed`` says. ``workspace_mode``: how the
-    snapshot's workspace can be shown now, None when it is gone; ``workspace_reason`` why.
+    ``template_digest``: of the template of that name, None when there is none any more;
+    ``template_fields`` those of its fields. ``environment_change``: what
+    ``golden.fingerprint.changed`` says. ``workspace_there``: whether the workspace is, or none was.
     """
 
     owner_uid: int
     runsc_build: str
     cpu_features: frozenset[str]
     template_digest: str | None
-    plan_digest: str
+    template_fields: Mapping[str, str] = field(default_factory=dict)
     environment_change: str | None = None
-    workspace_mode: WorkspaceMode | None = None
-    workspace_reason: str = ""
+    workspace_there: bool = True
 
 
 def mismatch(manifest: SnapshotManifest, machine: MachineFacts) -> str | None:
     """Give every reason why ``manifest`` cannot be restored here now, in words; else None."""
-    reasons = list(_reasons(manifest, machine))
-    if not reasons and manifest.plan_digest != machine.plan_digest:
-        reasons = [
-            "its sandbox would be made differently now: Torpor, a folder of the system or the "
-            "start of the kernel has changed; put that back"
-        ]
-    return "; ".join(reasons) or None
+    return "; ".join(_reasons(manifest, machine)) or None
 
 
 def _reasons(manifest: SnapshotManifest, machine: MachineFacts) -> Iterator[str]:
@@ -55,7 +48,8 @@ def _reasons(manifest: SnapshotManifest, machine: MachineFacts) -> Iterator[str]
         named = ", ".join(missing[:_FEATURES_NAMED]) + (f" and {more} more" if more > 0 else "")
         yield f"this processor lacks {named}: restore it on one that has them"
     yield from _template_reasons(manifest, machine)
-    yield from _workspace_reasons(manifest, machine)
+    if not machine.workspace_there:
+        yield f"its workspace {manifest.workspace} is gone: put it back or mount it"
     if machine.environment_change:
         yield (
             f"its environment is another one, {machine.environment_change}: install what was "
@@ -67,17 +61,6 @@ def _template_reasons(manifest: SnapshotManifest, machine: MachineFacts) -> Iter
     if machine.template_digest is None:
         yield f"there is no template {manifest.template} any more: configure it again"
     elif manifest.template_digest != machine.template_digest:
-        yield f"the template {manifest.template} has changed since: put it back as it was"
-
-
-def _workspace_reasons(manifest: SnapshotManifest, machine: MachineFacts) -> Iterator[str]:
-    if manifest.workspace is None or manifest.workspace_mode is machine.workspace_mode:
-        return
-    why = f" ({machine.workspace_reason})" if machine.workspace_reason else ""
-    if machine.workspace_mode is None:
-        yield f"its workspace {manifest.workspace} is gone{why}: put it back or mount it"
-        return
-    yield (
-        f"its workspace {manifest.workspace} was shown as {manifest.workspace_mode} and would now "
-        f"be {machine.workspace_mode}{why}: put its place and rights back as they were"
-    )
+        which = changed_fields(manifest.template_fields, machine.template_fields)
+        named = f" in {', '.join(which)}" if which and manifest.template_fields else ""
+        yield f"the template {manifest.template} has changed since{named}: put it back as it was"

@@ -135,7 +135,8 @@ def test_errors_are_one_readable_line_with_a_hint(cli: Cli) -> None:
     ran = cli.run("templates")
     assert ran.returncode == 1
     assert ran.stdout == ""
-    assert ran.stderr.startswith("torpor templates: template 'x' has no field 'nope'\n")
+    where = config / "torpor_config.json"
+    assert ran.stderr.startswith(f"torpor templates: {where}: template 'x' has no field 'nope'\n")
     assert "what to do:" in ran.stderr
     assert cli.json("templates", code=1)["error"]["code"] == "config"
 

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from torpor.config import DaemonSettings, SettingsSource, load_settings, template_of, user_paths
+from torpor.config import DaemonSettings, SettingsSource, load_settings, user_paths
 from torpor.errors import ConfigError
 from torpor.paths import resolve_paths
 
@@ -64,15 +64,18 @@ c.TorporDaemon.concurrent_starts = 7
     [
         ("this is no Python (", "line 1: this is not Python"),
         ("raise RuntimeError('my own')", "my own"),
-        ("c.Torpor.templats = {}", "templats"),
-        ("c.Torpor.store = {'url': 'x'}", "c.Torpor.store: 'x' is not the URL"),
+        ("c.Torpor.templats = {}", r"torpor_config.py sets Torpor.templats, .* mean 'templates'\?"),
+        ("c.Torpor.store = {'url': 'x'}", "torpor_config.py: c.Torpor.store: 'x' is not the URL"),
         ("c.Torpor.store = 's3://b/x'", "store"),
-        ("c.Torpor.templates = {'a': {'memory': 1}}", "memory"),
+        (
+            "c.Torpor.templates = {'a': {'memory': 1}}",
+            "torpor_config.py: template 'a' has no field 'memory'",
+        ),
         ("c.Torpor.templates = {'a': 7}", "dictionary"),
-        ("c.Torpor.templates = {'a': {'pids': 'x'}}", "wrong kind"),
+        ("c.Torpor.templates = {'a': {'pids': 'x'}}", r"pids 'x' \(str\) is not a whole number"),
         ("c.Torpor.templates = {'a': {'memory_bytes': 'much'}}", "much"),
         ("c.Torpor.templates = {'a': {'workspace': 'all'}}", "workspace"),
-        ("c.Torpor.default_template = 'missing'", "missing"),
+        ("c.Torpor.default_template = 'missing'", "torpor_config.py: .*missing"),
         ("c.TorporDaemon.idle_exit_s = 'soon'", "idle_exit_s"),
         ("c.TorporDaemon.idle_exit_s = 0", "idle_exit_s"),
         ("c.TorporDaemon.concurrent_starts = -1", "concurrent_starts"),
@@ -91,11 +94,14 @@ def test_unknown_template_lists_the_known():
     assert "default" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("2G", 2 << 30), ("512 MiB", 512 << 20), ("1.5gb", 3 << 29)]
-)
-def test_sizes(text, expected):
-    assert template_of("t", {"memory_bytes": text}).memory_bytes == expected
+def test_the_file_that_is_wrong_is_named(paths):
+    write(paths, "c.Torpor.templates = {'a': {}}")
+    write(paths, json.dumps({"Torpor": {"templates": {"b": {"pids": 7.5}}}}), "torpor_config.json")
+    with pytest.raises(ConfigError, match=r"torpor_config\.json: template 'b': pids 7.5"):
+        load_settings(paths, {})
+    write(paths, json.dumps({"TorporDaemon": {"pool": "yes"}}), "torpor_config.json")
+    with pytest.raises(ConfigError, match=r"torpor_config\.json has a wrong value: .*pool"):
+        load_settings(paths, {})
 
 
 async def test_files_are_read_again_when_they_change(paths):

@@ -129,8 +129,9 @@ def test_a_field_of_a_wrong_type(name: str) -> None:
         assert "secret-7" not in str(caught.value)
     body = FULL.to_json()
     del body[name]
-    if name == "outside":  # manifests from before there was such a field
-        assert parse_snapshot(sealed(body), owner_uid=OWNER).outside == Outside()
+    later = {"outside": Outside(), "template_fields": {}}
+    if name in later:  # manifests from before there was such a field
+        assert getattr(parse_snapshot(sealed(body), owner_uid=OWNER), name) == later[name]
         return
     with pytest.raises(SnapshotUnusable):
         parse_snapshot(sealed(body), owner_uid=OWNER)

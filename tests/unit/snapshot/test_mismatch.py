@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from torpor.snapshot.manifest import SnapshotManifest
 from torpor.snapshot.mismatch import MachineFacts, mismatch
-from torpor.template import WorkspaceMode
+from torpor.snapshot.shape import template_digest, template_fields
+from torpor.template import GIB, Template, WorkspaceMode
 
 from tests.unit.snapshot.making import a_manifest
 
@@ -17,8 +18,7 @@ SAME = MachineFacts(
     runsc_build=MANIFEST.runsc_build,
     cpu_features=frozenset(MANIFEST.cpu_features),
     template_digest=MANIFEST.template_digest,
-    plan_digest=MANIFEST.plan_digest,
-    workspace_mode=MANIFEST.workspace_mode,
+    template_fields=MANIFEST.template_fields,
 )
 
 
@@ -28,7 +28,6 @@ SAME = MachineFacts(
         (MANIFEST, {}),
         (MANIFEST, {"cpu_features": SAME.cpu_features | {"avx512f"}}),
         (NO_FOLDER, {}),
-        (NO_FOLDER, {"workspace_mode": None}),
     ],
 )
 def test_it_can_be_restored(manifest: SnapshotManifest, changes: dict[str, Any]) -> None:
@@ -61,26 +60,11 @@ def test_it_can_be_restored(manifest: SnapshotManifest, changes: dict[str, Any])
             "its environment is another one, /usr/x.py is gone: install what was there before",
         ),
         (
-            {"workspace_mode": None},
+            {"workspace_there": False},
             "its workspace /home/somebody/work is gone: put it back or mount it",
         ),
         (
-            {"workspace_mode": None, "workspace_reason": "no folder"},
-            "its workspace /home/somebody/work is gone (no folder): put it back or mount it",
-        ),
-        (
-            {"workspace_mode": WorkspaceMode.READ_ONLY, "workspace_reason": "it is the system's"},
-            "its workspace /home/somebody/work was shown as rw and would now be ro "
-            "(it is the system's): put its place and rights back as they were",
-        ),
-        (
-            {"plan_digest": "other"},
-            "its sandbox would be made differently now: Torpor, a folder of the system or the "
-            "start of the kernel has changed; put that back",
-        ),
-        # a plan that differs is no news where a reason is known
-        (
-            {"plan_digest": "other", "template_digest": None, "runsc_build": "r"},
+            {"template_digest": None, "runsc_build": "r"},
             "it was made by runsc release-20260101.0 and this is r: install that build again; "
             "there is no template default any more: configure it again",
         ),
@@ -94,3 +78,29 @@ def test_not_all_features_are_told() -> None:
     manifest = a_manifest(cpu_features=tuple("abcdefgh"))
     words = mismatch(manifest, SAME)
     assert words == "this processor lacks a, b, c, d, e and 3 more: restore it on one that has them"
+
+
+def test_what_of_a_template_has_changed() -> None:
+    before = Template(env={"A": "1", "B": "hush"}, memory_bytes=GIB)
+    now = Template(env={"A": "1", "B": "2", "C": "3"}, memory_bytes=2 * GIB, pool_most=1)
+    manifest = replace(
+        MANIFEST, template_digest=template_digest(before), template_fields=template_fields(before)
+    )
+    assert "hush" not in repr(manifest.to_json())
+    same = replace(
+        SAME, template_digest=template_digest(before), template_fields=template_fields(before)
+    )
+    assert mismatch(manifest, same) is None
+    other = replace(
+        SAME, template_digest=template_digest(now), template_fields=template_fields(now)
+    )
+    assert mismatch(manifest, other) == (
+        "the template default has changed since in env[B], env[C], memory_bytes: "
+        "put it back as it was"
+    )
+
+
+@pytest.mark.parametrize("name", ["pool_most", "freeze_after_s", "description", "start_timeout_s"])
+def test_what_is_not_in_a_sandbox_may_change(name: str) -> None:
+    value = "x" if name == "description" else 7
+    assert template_digest(Template(**{name: value})) == template_digest(Template())
