@@ -160,10 +160,10 @@ def generations(km: KernelManager) -> list[int]:
 
 
 def some(steps: int) -> list[int]:
-    """Give some five steps, from a random one on."""
+    """Give some three steps, from a random one on."""
     seed = int(os.environ.get("SLEEP_SEED", random.randrange(1 << 30)))
     print(f"SLEEP_SEED={seed}")
-    stride = max(5, steps // 5)
+    stride = max(5, steps // 3)
     return list(range(seed % stride, steps, stride))
 
 

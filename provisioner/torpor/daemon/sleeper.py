@@ -403,13 +403,19 @@ class Sleeper:
             raise
 
     async def _let_go(self, kernel: Kernel) -> None:
-        """Close the link and free the sandbox. What fails here the sweep and ``next_step`` finish."""
+        """Close the link and free the sandbox. What fails here the sweep and ``next_step`` finish.
+
+        That it sleeps outlives a loss of power when this returns. The sandbox need not wait for
+        that: no sandbox outlives one either way.
+        """
         await self._tell("sleep", kernel)
+        await asyncio.gather(self._synced(), self._parts.free_sandboxes_of(kernel.row.kernel_id))
+
+    async def _synced(self) -> None:
         try:
             await asyncio.to_thread(self._parts.registry.sync)
         except OSError as exc:  # the row is there, but for a loss of power just now
             log("registry not synced", level=logging.WARNING, error=exc)
-        await self._parts.free_sandboxes_of(kernel.row.kernel_id)
 
     async def _resume(self, kernel: Kernel, handle: Handle) -> None:
         """Let a sandbox go on that was paused by a save; one for which that fails is given up."""
