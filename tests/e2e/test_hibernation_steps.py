@@ -65,7 +65,8 @@ def take_down(home: Path, km: KernelManager, kc: BlockingKernelClient) -> None:
     stop(km, kc)
     wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
     for each in snapshots():
-        torpor("snapshots", "rm", each["kernel_id"], str(each["generation"]))
+        # What has no name leaves the store by itself, maybe just now.
+        torpor("snapshots", "rm", each["kernel_id"], str(each["generation"]), fails=None)
 
 
 @pytest.fixture
