@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from torpor.runsc.install_go_quick import make_quick
 from torpor.runsc.install_staging import Report, SourceUnusable, run_reporting
-from torpor.runsc.version import FILTERS_SUFFIX, GO_MODULE
+from torpor.runsc.version import FILTERS_SUFFIX, GO_MODULE, QUICK_SUFFIX
 
 Ask = Callable[[list[str]], str]
 """Gives what a quick go command prints, or raises SourceUnusable."""
@@ -49,9 +50,10 @@ def build_with_filters(
     try:
         copy_source(module_folder(ask(download)), copy)
         add_generator(copy)
+        label = version + _suffix(copy, report)
         run(generate_argv(go, copy), _GENERATE_TIMEOUT_S, "compiling runsc's seccomp filters")
         target = folder / "go" / "runsc"
-        run(build_argv(go, version, copy, target), _BUILD_TIMEOUT_S, "building runsc")
+        run(build_argv(go, label, copy, target), _BUILD_TIMEOUT_S, "building runsc")
     finally:
         shutil.rmtree(copy, ignore_errors=True)
 
@@ -64,20 +66,25 @@ def generate_argv(go: str, copy: Path) -> list[str]:
     return [go, "-C", str(copy), "run", "-trimpath", "-buildvcs=false", f"./{_GENERATOR}"]
 
 
-def build_argv(go: str, version: str, copy: Path, target: Path) -> list[str]:
+def _suffix(copy: Path, report: Report) -> str:
+    """Make what is in ``copy`` quicker if that can be; give what its label ends in."""
+    try:
+        make_quick(copy)
+    except SourceUnusable as exc:
+        report(f"building it without what makes saves and restores quicker: {exc}")
+        return FILTERS_SUFFIX
+    return QUICK_SUFFIX
+
+
+def build_argv(go: str, label: str, copy: Path, target: Path) -> list[str]:
     """Give the command that builds ``target`` from ``copy``. Pure."""
-    flags = ["-v", "-trimpath", "-buildvcs=false", "-ldflags", linker_flags(filters_label(version))]
+    flags = ["-v", "-trimpath", "-buildvcs=false", "-ldflags", linker_flags(label)]
     return [go, "-C", str(copy), "build", *flags, "-o", str(target), "./runsc"]
 
 
 def linker_flags(label: str) -> str:
     """Give what the linker is told: no debug tables, and what the build calls itself. Pure."""
     return f"-s -w -X {GO_MODULE}/runsc/version.version={label}"
-
-
-def filters_label(version: str) -> str:
-    """Give what the build of ``version`` with compiled programs calls itself. Pure."""
-    return version + FILTERS_SUFFIX
 
 
 def module_folder(answer: str) -> Path:

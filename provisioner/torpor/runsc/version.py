@@ -7,7 +7,8 @@ A build is known by what ``runsc --version`` prints first, for example::
 
 Every build that Torpor accepts carries the date of its source in that label: official releases
 (``release-YYYYMMDD.N``), builds from the Go module, which we label with their module version
-(``v0.0.0-YYYYMMDDhhmmss-COMMIT``, and ``+filters`` where they have their seccomp programs), and
+(``v0.0.0-YYYYMMDDhhmmss-COMMIT``, with ``+filters`` where they have their seccomp programs, or
+``+filters.quick`` where they are quicker besides: `torpor.runsc.install_go_quick`), and
 Debian's packages (``0.0~YYYYMMDD.N``). A label without a date (``VERSION_MISSING``) cannot be told
 apart from other builds, so nothing could say whether a checkpoint of one can be restored by
 another: it is refused.
@@ -35,10 +36,13 @@ GO_VERSION = "v0.0.0-20260905035102-160fafc42237"
 """The module version that Torpor's own tests run on; also the label that such a build carries."""
 
 FILTERS_SUFFIX = "+filters"
-"""Ends the label of a build from the Go module that has its seccomp programs. A label of its own,
+"""Is in the label of a build from the Go module that has its seccomp programs. A label of its own,
 because what is built is not what the module alone gives, and because the folder of a build is named
 by it: the one beside it may be in use. The price is that of every other build: gVisor and Torpor
 restore a checkpoint only with the label that made it."""
+
+QUICK_SUFFIX = f"{FILTERS_SUFFIX}.quick"
+"""Ends the label of one with the changes of `torpor.runsc.install_go_quick`, too."""
 
 RELEASE = "20260907"
 """The official release nearest to ``GO_VERSION``."""
@@ -145,6 +149,15 @@ def parse_build(output: str) -> str | None:
     """Give the label in what ``runsc --version`` printed; None when it printed something else."""
     found = _BUILD_LINE.search(output)
     return found.group(1) if found else None
+
+
+def speaks_control(build: str) -> bool:
+    """Whether `torpor.runsc.launcher.control` is known to fit that build, whatever is built into it.
+
+    It is an inner protocol of gVisor's, which may change with any build: others are asked through
+    runsc's own commands, which costs a hibernation some 30 ms.
+    """
+    return build.partition("+")[0] == GO_VERSION
 
 
 def build_date(build: str) -> int | None:

@@ -32,6 +32,14 @@ for word in "$@"; do
 done
 """
 
+KNOWN = {
+    "runsc/boot/controller.go": (
+        "func (cm *containerManager) Checkpoint(o *control.SaveOpts, _ *struct{}) error {\n}\n"
+        "func (cm *containerManager) Restore(o *RestoreOpts, _ *struct{}) (retErr error) {\n}\n"
+    ),
+    "pkg/sighandling/sighandling.go": "\t\tsignal.Notify(sigchan, unix.Signal(sig))\n",
+}
+
 
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
@@ -49,6 +57,7 @@ def fake_go(
     download: str = "",
     generate: str = "",
     log: str = LOADED,
+    known: bool = True,
 ) -> None:
     """Put a ``go`` on PATH that offers one version besides ``latest`` and builds with ``build``.
 
@@ -56,7 +65,10 @@ def fake_go(
         download: instead of giving a folder with the two packages that get the generator.
         generate: instead of looking for the generator's files.
         log: what a sandbox of the build with filters writes into its debug log.
+        known: whether the source is as ``make_quick`` wants it.
     """
+    if known:
+        write_known_source(folder / "module")
     for package in ("boot", "fsgofer"):
         config = folder / "module" / "runsc" / package / "filter" / "config"
         config.mkdir(parents=True)
@@ -100,6 +112,13 @@ esac
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
 
 
+def write_known_source(module: Path) -> None:
+    """Write the lines of gVisor's source that are changed."""
+    for path, text in KNOWN.items():
+        (module / path).parent.mkdir(parents=True)
+        (module / path).write_text(text)
+
+
 def install(paths: Paths) -> tuple[str, list[str]]:
     lines: list[str] = []
     installed = install_runsc(paths, report=lines.append, sources=[Source.GO])
@@ -109,7 +128,7 @@ def install(paths: Paths) -> tuple[str, list[str]]:
 def test_the_pinned_version(tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION)
     build, lines = install(paths)
-    assert build == f"{GO_VERSION}+filters"
+    assert build == f"{GO_VERSION}+filters.quick"
     assert lines == [f"building runsc {GO_VERSION} with go1.26.8: one to three minutes"]
     assert {entry.name for entry in paths.data.iterdir()} == {"runsc", "gvisor", ".install.lock"}
 
@@ -119,7 +138,7 @@ def test_where_it_is_refused_the_newest_on_offer_is_built_and_said(
 ) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=NEWEST)
     build, lines = install(paths)
-    assert build == f"{NEWEST}+filters"
+    assert build == f"{NEWEST}+filters.quick"
     assert f"the pinned {GO_VERSION} is refused" in lines[0]
     assert "403 Forbidden" in lines[0]
     assert lines[1] == f"building {NEWEST} instead, the newest on offer"
@@ -150,6 +169,17 @@ def test_without_filters_the_module_is_built_as_it_is_and_that_is_said(
     assert {entry.name for entry in paths.data.iterdir()} == {"runsc", "gvisor", ".install.lock"}
 
 
+def test_a_source_that_is_not_known_is_built_with_filters_and_that_is_said(
+    tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION, known=False)
+    build, lines = install(paths)
+    assert build == f"{GO_VERSION}+filters"
+    told = [line for line in lines if "without what makes saves and restores quicker" in line]
+    assert len(told) == 1
+    assert "runsc/boot/controller.go" in told[0]
+
+
 @pytest.mark.parametrize(
     ("log", "says"),
     [
@@ -162,7 +192,7 @@ def test_a_build_that_does_not_use_its_filters_is_kept_with_a_warning(
 ) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION, log=log)
     build, lines = install(paths)
-    assert build == f"{GO_VERSION}+filters"
+    assert build == f"{GO_VERSION}+filters.quick"
     assert lines[-1].startswith("warning: this runsc does not use its seccomp filters")
     assert says in lines[-1]
 

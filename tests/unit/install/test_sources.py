@@ -125,7 +125,7 @@ def test_the_go_build_is_labelled_with_its_version() -> None:
 
 
 def test_the_build_with_filters_is_labelled_so_and_leaves_the_repository_around_alone() -> None:
-    argv = build_argv("/go", GO_VERSION, Path("/copy"), Path("/out/runsc"))
+    argv = build_argv("/go", f"{GO_VERSION}+filters", Path("/copy"), Path("/out/runsc"))
     assert argv[:4] == ["/go", "-C", "/copy", "build"]
     assert f"-s -w -X gvisor.dev/gvisor/runsc/version.version={GO_VERSION}+filters" in argv
     assert {"-trimpath", "-buildvcs=false"} <= set(argv) & set(generate_argv("/go", Path("/copy")))

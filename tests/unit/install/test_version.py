@@ -16,6 +16,7 @@ from torpor.runsc.version import (
     find_runsc,
     judge_build,
     parse_build,
+    speaks_control,
 )
 
 RECORDED = Path(__file__).parents[2] / "recorded" / "runsc"
@@ -67,6 +68,27 @@ def test_recorded_output_is_understood(recorded: str, build: str, date: int) -> 
 )
 def test_date_of_a_build(build: str, date: int | None) -> None:
     assert build_date(build) == date
+
+
+@pytest.mark.parametrize(
+    ("build", "known"),
+    [
+        (GO_VERSION, True),
+        (GO_VERSION + FILTERS_SUFFIX, True),
+        (GO_VERSION + "+anything", True),
+        (GO_VERSION + "0", False),
+        (GO_VERSION[:-1] + "8", False),
+        ("v0.0.0-20260905035102-abcdefabcdef", False),
+        (GOOD, False),
+        ("release-20260905.0", False),
+        ("torpor-20260905", False),
+        ("0.0~20260905.0-2", False),
+        (FILTERS_SUFFIX, False),
+        ("", False),
+    ],
+)
+def test_only_the_source_that_is_known_is_asked_directly(build: str, known: bool) -> None:
+    assert speaks_control(build) is known
 
 
 @pytest.mark.parametrize("output", ["", "runc version 1.1.12\n", "runsc version\n", "garbage"])

@@ -1,0 +1,7 @@
+package boot
+
+import "gvisor.dev/gvisor/pkg/torpor"
+
+func init() { torpor.Quiet() }
+
+func torporQuiet() { torpor.Quiet() }

@@ -1,0 +1,8 @@
+package sighandling
+
+import "gvisor.dev/gvisor/pkg/torpor"
+
+func torporLater(f func()) {
+	torpor.Wide()
+	torpor.Later(f)
+}
