@@ -58,6 +58,7 @@ class KnownStore:
         self._settings = settings
         self._marks = marks
         self._opened: tuple[StoreSettings, RemoteStore] | None = None
+        self._opening = asyncio.Lock()
 
     async def settings(self) -> StoreSettings | None:
         """Give what is configured now; the last that was right while the files are wrong."""
@@ -74,16 +75,17 @@ class KnownStore:
         settings = await self.settings()
         if settings is None:
             return None
-        if self._opened is None or self._opened[0] != settings:
-            opened = await in_thread(
-                lambda _stopped: open_store(settings.remote, settings.patience, self._marks),
-                name="store-open",
-            )
-            if self._opened is not None and self._opened[0].remote != settings.remote:
-                self.pushed.clear()  # another place, account or key: what it has is to be seen
-                self.known, self.unusable = (), ()
-            self._opened = (settings, opened)
-        return self._opened[1]
+        async with self._opening:  # two of them would write to the same marks
+            if self._opened is None or self._opened[0] != settings:
+                opened = await in_thread(
+                    lambda _stopped: open_store(settings.remote, settings.patience, self._marks),
+                    name="store-open",
+                )
+                if self._opened is not None and self._opened[0].remote != settings.remote:
+                    self.pushed.clear()  # another place, account or key: what it has is to be seen
+                    self.known, self.unusable = (), ()
+                self._opened = (settings, opened)
+            return self._opened[1]
 
     async def ask(self, work: Callable[[RemoteStore, Callable[[], bool]], T], *, name: str) -> T:
         """Give what ``work`` gives of the store. Raises as ``open`` and as ``RemoteStore``."""

@@ -10,7 +10,8 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from torpor.python_prefix import within
 from torpor.snapshot import outside
 from torpor.snapshot.build import Listed, Snapshot
 from torpor.snapshot.environment import Contents, changed, keep_digests, kept_digests
+from torpor.snapshot.later import is_complete
 from torpor.snapshot.manifest import Ancestor, SnapshotManifest, check_name
 from torpor.snapshot.mismatch import MachineFacts, mismatch
 from torpor.snapshot.shape import template_digest, template_fields
@@ -41,6 +43,8 @@ class Snapshots:
     def __init__(self, store: SnapshotStore) -> None:
         self.store = store
         self._contents = Contents()
+        self.incomplete: dict[tuple[str, int], float] = {}
+        """Snapshots whose digests are not all known, and since when (``time.monotonic``)."""
 
     async def publish(
         self,
@@ -100,12 +104,31 @@ class Snapshots:
                     environment=fingerprint.take(seen, ()),
                     outside=outside.take(handle.workspace, [*opened, *others], peers),
                 )
-                return self.store.publish(draft, manifest)
+                return self.store.publish(draft, manifest, later=True)
             except BaseException:
                 self.store.discard(draft)
                 raise
 
-        return await self._made(work)
+        snapshot = await self._made(work)
+        if not is_complete(snapshot.manifest.files):
+            self.incomplete[row.kernel_id, snapshot.manifest.generation] = time.monotonic()
+        return snapshot
+
+    async def complete(self, kernel_id: str, generation: int) -> None:
+        """Compute the digests that ``publish`` has left to later; of one that is gone: none."""
+        self.incomplete.pop((kernel_id, generation), None)
+
+        def work() -> None:
+            if snapshot := self.store.get(kernel_id, generation):
+                self.store.complete(snapshot)
+
+        try:
+            await asyncio.to_thread(work)
+        except (SandboxError, OSError) as exc:
+            with contextlib.suppress(SandboxError, OSError):
+                if await asyncio.to_thread(self.store.get, kernel_id, generation) is None:
+                    return  # it was removed meanwhile
+            log("digests not computed", level=logging.WARNING, error=exc)
 
     async def _made(self, work: Callable[[], Snapshot]) -> Snapshot:
         """Make a snapshot in a thread, which cannot be stopped; nothing stays if the caller leaves."""
@@ -148,10 +171,10 @@ class Snapshots:
         def work() -> Snapshot:
             draft = self.store.draft(snapshot.manifest.size_bytes)
             try:
+                manifest = self.store.complete(snapshot).manifest
                 for path in snapshot.image.iterdir():
                     shutil.copyfile(path, draft / "image" / path.name, follow_symlinks=False)
                 keep_digests(draft, kept_digests(snapshot.folder) or {})
-                manifest = snapshot.manifest
                 copied = replace(
                     manifest,
                     kernel_id=kernel_id,
@@ -248,8 +271,17 @@ class Snapshots:
             log("snapshot removed", path=removed.folder, reason=removed.reason)
         for folder, why in found.unusable:
             log("snapshot unusable", level=logging.WARNING, path=folder, reason=why)
+        for each in await self._listed():
+            if not is_complete(each.files):
+                self.incomplete[each.kernel_id, each.generation] = time.monotonic()
         for orphan in found.orphans:
             log("snapshot of no kernel", kernel_id=orphan.kernel_id, generation=orphan.generation)
+
+    async def _listed(self) -> Sequence[Listed]:
+        try:
+            return await self.list()
+        except (SandboxError, OSError):
+            return []
 
     def _facts(self, snapshot: Snapshot, template: Template | None, build: Build) -> MachineFacts:
         manifest = snapshot.manifest

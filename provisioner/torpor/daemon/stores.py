@@ -50,7 +50,7 @@ class Stores(KnownStore):
         async with self._moving(kernel_id, generation, "push") as transfer:
             stored = await in_thread(
                 lambda stopped: store.push(
-                    snapshot, progress_of(transfer, None), cancelled=stopped
+                    self.local.complete(snapshot), progress_of(transfer, None), cancelled=stopped
                 ),
                 name="store-push",
                 stop=transfer.stop,
@@ -68,7 +68,10 @@ class Stores(KnownStore):
             return False
         return await in_thread(
             lambda stopped: store.holds(
-                kernel_id, generation, snapshot.manifest, cancelled=stopped
+                kernel_id,
+                generation,
+                self.local.complete(snapshot).manifest,
+                cancelled=stopped,
             ),
             name="store-compare",
         )

@@ -28,6 +28,7 @@ class Digests:
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[Identity, str]] = {}
+        self._noted: dict[Path, Identity] = {}
 
     def of(self, path: Path) -> str:
         """Give the digest of the file at ``path``. Raises OSError or GoldenUnusable."""
@@ -64,17 +65,29 @@ class Digests:
         sync_folder(image)
         return files
 
+    def note(self, path: Path, fd: int) -> None:
+        """Remember how the file at ``path``, open as ``fd``, looks now: for ``touched``."""
+        self._noted[path] = identity(os.fstat(fd))
+
+    def touched(self, path: Path) -> bool:
+        """Whether the file looks otherwise than when it was noted here. Raises OSError."""
+        noted = self._noted.get(path)
+        return noted is not None and noted != identity(path.lstat())
+
     def moved(self, old: Path, new: Path, names: Mapping[str, object]) -> None:
         """Know the files of the folder ``old`` as those of ``new``."""
         for name in names:
             if known := self._known.pop(old / name, None):
                 self._known[new / name] = known
+            if noted := self._noted.pop(old / name, None):
+                self._noted[new / name] = noted
 
     def forget(self, folder: Path) -> None:
         """Forget all files below ``folder``."""
-        for path in tuple(self._known):
+        for path in (*self._known, *self._noted):
             if path.is_relative_to(folder):
                 self._known.pop(path, None)
+                self._noted.pop(path, None)
 
     def _compute(self, path: Path, fd: int) -> str:
         before = identity(os.fstat(fd))
@@ -110,7 +123,10 @@ def damage(image: Path, files: Mapping[str, ImageFile], digests: Digests) -> str
         if found := outward_damage(image, files):
             return found
         for name, file in files.items():
-            if digests.of(image / name) != file.sha256:
+            if file.sha256 is None:
+                if digests.touched(image / name):
+                    return f"{image / name} was changed after it was written"
+            elif digests.of(image / name) != file.sha256:
                 return f"{image / name} has another content than was written"
     except OSError as exc:
         return f"{exc.filename or image} cannot be read: {exc.strerror}"

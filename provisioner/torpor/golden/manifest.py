@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from torpor.errors import SandboxError
 from torpor.golden import fields as read
@@ -30,10 +30,11 @@ class GoldenUnusable(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One file of an image, as it was when the golden was published."""
+    """One file of an image, as it was when that was published."""
 
     size_bytes: int
-    sha256: str
+    sha256: str | None
+    """None, of a snapshot's only: it is not known yet (`torpor.snapshot.later`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +170,21 @@ def _manifest(body: dict[str, Any]) -> Manifest:
     )
 
 
-def image_file(name: str, row: Any) -> ImageFile:
+def is_digest(value: object) -> TypeGuard[str]:
+    """Whether ``value`` is a SHA-256 as a manifest has it."""
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def image_file(name: str, row: Any, *, later: bool = False) -> ImageFile:
+    """Give what a manifest says of a file; with ``later`` its digest may be null.
+
+    Raises ValueError.
+    """
     if not isinstance(row, dict) or not _FILE.fullmatch(name):
         raise ValueError(f"the entry of the file {name!r:.80} is damaged")
+    if later and row.get("sha256", "") is None:
+        return ImageFile(read.count(row, "bytes"), None)
     sha256 = read.text(row, "sha256")
-    if not _SHA256.fullmatch(sha256):
+    if not is_digest(sha256):
         raise ValueError(f"the sum of the file {name!r:.80} is damaged")
     return ImageFile(read.count(row, "bytes"), sha256)

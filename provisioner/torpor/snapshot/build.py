@@ -12,6 +12,7 @@ from torpor.golden.disk import read_plain, require_private
 from torpor.golden.image import Identity, identity, outward_damage
 from torpor.golden.manifest import ImageFile
 from torpor.snapshot.errors import SnapshotUnusable, as_unusable
+from torpor.snapshot.later import is_complete, with_kept
 from torpor.snapshot.manifest import Ancestor, SnapshotManifest, parse_snapshot
 
 MANIFEST_LIMIT_BYTES = 64 << 20
@@ -82,7 +83,7 @@ class Snapshots:
             require_private(folder)
             now = identity((folder / MANIFEST).lstat())
             known = self._listed.get(folder)
-            if not known or known[0] != now:
+            if not known or known[0] != now or not is_complete(known[1].files):
                 known = now, listed(self._manifest(folder, now), folder)
                 self._listed[folder] = known
             _require_image(folder, known[1].files)
@@ -108,6 +109,9 @@ class Snapshots:
             raise SnapshotUnusable(
                 f"the manifest in {folder} is that of another snapshot", hint="move it back"
             )
+        manifest = with_kept(manifest, folder)
+        if not is_complete(manifest.files):
+            return manifest
         if len(self._manifests) >= _MANIFESTS_KNOWN:
             self._manifests.clear()
         self._manifests[folder] = (now, manifest)

@@ -12,13 +12,14 @@ from torpor.golden.disk import open_plain, sync_folder
 from torpor.golden.image import Digests
 from torpor.golden.manifest import ImageFile
 from torpor.snapshot.errors import SnapshotUnusable
+from torpor.snapshot.later import LARGE_BYTES
 
 
-def record(image: Path, digests: Digests) -> dict[str, ImageFile]:
+def record(image: Path, digests: Digests, *, later: bool = False) -> dict[str, ImageFile]:
     """Make all files of ``image`` durable and private, and give what is in them.
 
     As ``Digests.record``, but the disk writes while the digests are computed: somebody's memory is
-    freed only when both are done.
+    freed only when both are done. With ``later`` those of large files are left out (``later``).
 
     Raises:
         SnapshotUnusable: there is none.
@@ -35,12 +36,18 @@ def record(image: Path, digests: Digests) -> dict[str, ImageFile]:
             raise SnapshotUnusable(f"there is no image in {image}")
         with ThreadPoolExecutor(1, thread_name_prefix="fsync") as pool:
             syncs = [pool.submit(os.fsync, fd) for fd in fds.values()]
-            files = {
-                name: ImageFile(os.fstat(fd).st_size, digests.of(image / name))
-                for name, fd in fds.items()
-            }
+            files = {}
+            for name, fd in fds.items():
+                size_bytes = os.fstat(fd).st_size
+                if later and size_bytes >= LARGE_BYTES:
+                    files[name] = ImageFile(size_bytes, None)
+                else:
+                    files[name] = ImageFile(size_bytes, digests.of(image / name))
         for sync in syncs:
             sync.result()
+        for name, file in files.items():
+            if file.sha256 is None:
+                digests.note(image / name, fds[name])
     sync_folder(image)
     return files
 

@@ -1,7 +1,8 @@
 """What a snapshot was made of and what is in its image: ``manifest.json``.
 
-Version 1 is one JSON object: the fields of ``SnapshotManifest``, ``size_bytes``, ``version``, and
-``sum``, written as ``torpor.golden.manifest.sealed`` does. It is read whole or not at all.
+It is one JSON object: the fields of ``SnapshotManifest``, ``size_bytes``, ``version``, and ``sum``,
+written as ``torpor.golden.manifest.sealed`` does. It is read whole or not at all. Since version 2 the
+digest of a large file may be ``null``: `torpor.snapshot.later`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torpor.snapshot.errors import SnapshotUnusable
 from torpor.snapshot.outside import Outside, parse_outside
 from torpor.template import WorkspaceMode
 
-VERSION = 1
+VERSION = 2
+_READABLE = (1, VERSION)
 HIGHEST_GENERATION = 999_999_999
 _KERNEL_ID = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._-]{1,128}")
 _NAME_CHARACTERS = 100
@@ -196,7 +198,7 @@ def check_name(name: str) -> str:
 def _check_version(version: object) -> None:
     if type(version) is not int:
         raise ValueError("it has no version")
-    if version != VERSION:
+    if version not in _READABLE:
         raise SnapshotUnusable(
             f"the snapshot is of version {version}, this Torpor knows version {VERSION}",
             hint="restore it with the Torpor that made it; it is kept",
@@ -228,7 +230,10 @@ def _manifest(body: Mapping[str, Any]) -> SnapshotManifest:
         memory=read.mapping(body, "memory"),
         outside=parse_outside(read.mapping(body, "outside") if "outside" in body else None),
         environment=parse_fingerprint(body.get("environment")),
-        files={name: image_file(name, row) for name, row in read.mapping(body, "files").items()},
+        files={
+            name: image_file(name, row, later=True)
+            for name, row in read.mapping(body, "files").items()
+        },
     )
     if read.count(body, "size_bytes") != manifest.size_bytes:
         raise ValueError("size_bytes is not the sum of its files")

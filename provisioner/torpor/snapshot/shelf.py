@@ -169,6 +169,10 @@ class Shelf:
         self.digests.moved(draft / IMAGE, folder / IMAGE, manifest.files)
         return Snapshot(manifest, folder)
 
+    def forget(self, folder: Path) -> None:
+        """Read again what is beside the image of that snapshot, as more is known of it now."""
+        self._snapshots.forget(folder)
+
     def remove(self, folder: Path) -> bool:
         """Remove a snapshot, complete or not; False where it is held. Raises OSError."""
         if os.path.lexists(folder) and not stat.S_ISDIR(folder.lstat().st_mode):

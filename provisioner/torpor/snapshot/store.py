@@ -38,9 +38,10 @@ from torpor.golden.disk import (
 from torpor.golden.draft import Drafts
 from torpor.golden.image import damage
 from torpor.golden.manifest import GoldenUnusable, ImageFile
-from torpor.snapshot.build import MANIFEST_LIMIT_BYTES, Listed, Snapshot
+from torpor.snapshot.build import DAMAGED_HINT, MANIFEST_LIMIT_BYTES, Listed, Snapshot
 from torpor.snapshot.errors import NoRoom, SnapshotUnusable, as_unusable
 from torpor.snapshot.image import record, require_same
+from torpor.snapshot.later import agree, completed, is_complete, keep
 from torpor.snapshot.manifest import (
     SnapshotManifest,
     check_name,
@@ -107,10 +108,11 @@ class SnapshotStore:
         self._drafts.discard(draft)
 
     @as_unusable()
-    def publish(self, draft: Path, manifest: SnapshotManifest) -> Snapshot:
+    def publish(self, draft: Path, manifest: SnapshotManifest, *, later: bool = False) -> Snapshot:
         """Make the draft the newest snapshot of its kernel; ``files`` are filled in here.
 
-        All others stay. When it returns, the snapshot survives a loss of power. Whatever is raised,
+        All others stay. When it returns, the snapshot survives a loss of power. With ``later`` the
+        digests of its large files are left to ``complete``. Whatever is raised,
         the draft is gone, there is no new snapshot, and the others are as they were.
 
         Raises:
@@ -119,7 +121,7 @@ class SnapshotStore:
                 plain file; the generation does not rise, or the name is taken.
             OSError: the disk is full, for one.
         """
-        return self._place(draft, manifest, self._shelf.require_next)
+        return self._place(draft, manifest, self._shelf.require_next, later=later)
 
     @as_unusable()
     def publish_copy(self, draft: Path, manifest: SnapshotManifest) -> Snapshot:
@@ -153,7 +155,8 @@ class SnapshotStore:
     def _make_way(self, manifest: SnapshotManifest) -> None:
         """Remove what is there of exactly that manifest."""
         folder = self._shelf.folder(manifest.kernel_id, manifest.generation)
-        if self._shelf.manifest(folder) == manifest and not self._shelf.remove(folder):
+        here = self._shelf.manifest(folder)
+        if here and agree(here, manifest) and not self._shelf.remove(folder):
             raise Busy(
                 f"generation {manifest.generation} of kernel {manifest.kernel_id} is in use (restored, copied or sent)",
                 hint="try again when that has ended",
@@ -165,7 +168,8 @@ class SnapshotStore:
         """Whether what is here has that manifest, and an image that is damaged. Reads all of it."""
         folder = self._shelf.folder(manifest.kernel_id, manifest.generation)
         try:
-            if self._shelf.manifest(folder) != manifest:
+            here = self._shelf.manifest(folder)
+            if here is None or not agree(here, manifest):
                 return False
         except GoldenUnusable:  # nobody can tell what it was
             return False
@@ -179,13 +183,14 @@ class SnapshotStore:
         wanted: Mapping[str, ImageFile] | None = None,
         *,
         within: bool = False,
+        later: bool = False,
     ) -> Snapshot:
         """``require`` is asked under the lock, and before it unless it is only for ``within``."""
         try:
             self._drafts.check(draft, draft.name.rpartition("-")[2])
             if not within:
                 require(manifest)
-            files = record(draft / IMAGE, self._shelf.digests)
+            files = record(draft / IMAGE, self._shelf.digests, later=later)
             if wanted is not None:
                 require_same(files, wanted)
             manifest = _write_manifest(draft, replace(manifest, files=files))
@@ -234,6 +239,7 @@ class SnapshotStore:
         """Give the snapshot of that generation or name; None when there is none.
 
         Looks at the manifest and at names and sizes in the image; its content is for ``verify``.
+        Digests that ``publish`` has left out are for ``complete``.
 
         Raises SnapshotUnusable when it is damaged, or for a name that a damaged one may have had.
         """
@@ -249,6 +255,33 @@ class SnapshotStore:
         for _, why in look.unusable:  # one of them may have that name
             raise why
         return None
+
+    @as_unusable()
+    def complete(self, snapshot: Snapshot) -> Snapshot:
+        """Give ``snapshot`` with the digests of all its files; computed and kept if need be.
+
+        Whoever removes it is not held up. On a disk that takes nothing they are only given.
+
+        Raises:
+            SnapshotUnusable: it is gone, cannot be read, or was changed after it was published.
+        """
+        if is_complete(snapshot.manifest.files):
+            return snapshot
+        try:
+            manifest = completed(snapshot.manifest, snapshot.folder, self._shelf.digests)
+        except OSError as exc:
+            why = exc.strerror or str(exc)
+            raise SnapshotUnusable(
+                f"{exc.filename or snapshot.folder} cannot be read: {why}", hint=DAMAGED_HINT
+            ) from exc
+        with self._shelf.lock():
+            here = self._shelf.manifest(snapshot.folder)
+            if here is None or not agree(here, manifest):  # it is removed, or even replaced
+                raise SnapshotUnusable(f"{snapshot.folder} has been removed")
+            with suppress(OSError, GoldenUnusable):
+                keep(snapshot.folder, manifest.files)
+            self._shelf.forget(snapshot.folder)
+        return Snapshot(manifest, snapshot.folder)
 
     @contextmanager
     def hold(self, snapshot: Snapshot) -> Iterator[None]:

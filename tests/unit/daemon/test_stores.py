@@ -14,14 +14,17 @@ from torpor.daemon.snapshots import Snapshots
 from torpor.daemon.stores import Stores
 from torpor.daemon.threads import in_thread
 from torpor.errors import Busy, ConfigError, SnapshotUnusable, TransferCancelled
+from torpor.golden.image import Digests
 from torpor.lifecycle import Status
 from torpor.snapshot.build import Snapshot
+from torpor.snapshot.later import is_complete
 from torpor.snapshot.remote.configured import StoreSettings, parse_store
 from torpor.snapshot.remote.transfer import Progress
 from torpor.snapshot.store import SnapshotStore
 
 from tests.unit.daemon.storing import MIB, World, until
 from tests.unit.snapshot.making import KERNEL, OTHER, publish
+from tests.unit.snapshot.test_later import flip, publish_later
 
 
 async def test_what_a_kernel_sleeps_in_is_sent_and_what_has_a_name(tmp_path: Path) -> None:
@@ -177,6 +180,82 @@ async def test_fetched_held_and_gone_again(tmp_path: Path) -> None:
         pass
     assert world.here() == [(KERNEL, 1)], "it was here before"
     assert world.stores.transfers == []
+
+
+async def test_one_without_all_digests_is_sent_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.snapshot.image.LARGE_BYTES", 100)
+    world = World(tmp_path)
+    published = publish_later(world.local)
+    assert not is_complete(published.manifest.files)
+    await world.stores.push(KERNEL, 1)
+    stored = world.remote.manifest(KERNEL, 1)
+    assert stored is not None
+    assert is_complete(stored.files)
+    assert await world.stores.has_for_certain(KERNEL, 1)
+    async with world.stores.at_hand(KERNEL, 1) as here:
+        assert here.manifest == stored
+    assert await world.stores.drop_surely(KERNEL, 1)
+    fetched = await world.stores.fetch(KERNEL, 1)
+    assert fetched.manifest == stored
+    assert world.local.verify(fetched) is None
+
+
+async def test_one_without_all_digests_is_compared_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.snapshot.image.LARGE_BYTES", 100)
+    world = World(tmp_path)
+    elsewhere = SnapshotStore(tmp_path / "elsewhere", MIB)
+    for store, changes in ((elsewhere, {"hostname": "another"}), (world.local, {})):
+        publish_later(store, **changes)
+        publish_later(store, kernel_id=OTHER)
+    for kernel_id in (KERNEL, OTHER):
+        there = elsewhere.get(kernel_id, 1)
+        assert there is not None
+        world.remote.push(elsewhere.complete(there))
+    assert await world.stores.has_for_certain(OTHER, 1)
+    assert not await world.stores.has_for_certain(KERNEL, 1)
+
+
+async def test_one_is_on_its_way_while_its_digests_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.snapshot.image.LARGE_BYTES", 100)
+    world = World(tmp_path)
+    publish_later(world.local)
+    began, go_on, of = threading.Event(), threading.Event(), Digests.of
+
+    def slow(digests: Digests, path: Path) -> str:
+        began.set()
+        assert go_on.wait(10)
+        return of(digests, path)
+
+    monkeypatch.setattr(Digests, "of", slow)
+    pushing = asyncio.create_task(world.stores.push(KERNEL, 1))
+    try:
+        await until(began.is_set)
+        [transfer] = world.stores.transfers
+        assert (transfer.kernel_id, transfer.direction) == (KERNEL, "push")
+    finally:
+        go_on.set()
+    await pushing
+    assert world.stores.transfers == []
+    assert world.stored() == [(KERNEL, 1)]
+
+
+async def test_one_that_was_touched_before_is_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.snapshot.image.LARGE_BYTES", 100)
+    world = World(tmp_path)
+    flip(publish_later(world.local))
+    with pytest.raises(SnapshotUnusable, match="was changed after it was written"):
+        await world.stores.push(KERNEL, 1)
+    assert world.stores.transfers == []
+    assert world.stored() == []
+    assert world.here() == [(KERNEL, 1)]
 
 
 async def test_the_last_copy_is_not_dropped(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_damaged(raw: bytes, words: str) -> None:
 
 
 def test_of_a_later_version() -> None:
-    with pytest.raises(SnapshotUnusable, match="of version 2, this Torpor knows version 1") as got:
-        parse(version=2)
+    with pytest.raises(SnapshotUnusable, match="of version 3, this Torpor knows version 2") as got:
+        parse(version=3)
     assert "restore it with the Torpor that made it" in got.value.hint
 
 

@@ -57,7 +57,7 @@ def scribble(snapshot: Snapshot) -> None:
 
 
 def later_version(snapshot: Snapshot) -> None:
-    body = snapshot.manifest.to_json() | {"version": 2}
+    body = snapshot.manifest.to_json() | {"version": 3}
     (snapshot.folder / "manifest.json").write_bytes(sealed(body))
 
 
@@ -94,7 +94,7 @@ def link_manifest(snapshot: Snapshot) -> None:
         (lose_all, "is missing"),
         (link, "is not a plain file"),
         (scribble, "has no version"),
-        (later_version, "of version 2"),
+        (later_version, "of version 3"),
         (of_another, "that of another snapshot"),
         (open_image, "open to other users"),
         (open_folder, "open to other users"),
