@@ -38,6 +38,18 @@ def _belongs(entry: Path, cmdline: bytes, needle: bytes) -> bool:
     return False
 
 
+def _is_spare(entry: Path) -> bool:
+    """Whether it is a launcher that waits to be needed, and so torpord's own: in no sandbox yet."""
+    if b"/launcher/__main__.py\0wait\0" not in (entry / "cmdline").read_bytes():
+        return False
+    return os.readlink(entry / "ns/mnt") == os.readlink("/proc/self/ns/mnt")
+
+
+def spare_launchers(home: Path) -> list[int]:
+    """Give the launchers that wait for torpord of ``home`` to need one."""
+    return [pid for pid, command in processes_of(home).items() if " wait " in command]
+
+
 def processes_of(home: Path, *, services: bool = True) -> dict[int, str]:
     """Give pid -> command line of every live process of ``home``; zombies do not count.
 
@@ -54,7 +66,7 @@ def processes_of(home: Path, *, services: bool = True) -> dict[int, str]:
         except OSError:
             continue
         text = cmdline.replace(b"\0", b" ").decode(errors="replace").strip()
-        is_service = "torpor.daemon" in text or "torpor.bridge" in text
+        is_service = "torpor.daemon" in text or "torpor.bridge" in text or _is_spare(entry)
         if services or not is_service:
             found[int(entry.name)] = text[:300]
     return found

@@ -102,6 +102,9 @@ class FakeBackend:
             self.end(sandbox_id)
         shutil.rmtree(directory, ignore_errors=True)
 
+    async def aclose(self) -> None:
+        """It keeps nothing ready."""
+
     async def alive(self, handle: Handle) -> bool:
         return handle.sandbox_id in self.world.live
 

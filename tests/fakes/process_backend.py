@@ -177,6 +177,9 @@ class ProcessBackend:
             _remove_guest_folder(json.loads((directory / "boot.json").read_text())["key"])
         shutil.rmtree(directory, ignore_errors=True)
 
+    async def aclose(self) -> None:
+        """It keeps nothing ready."""
+
     async def alive(self, handle: Handle) -> bool:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(handle.pid, os.WNOHANG)

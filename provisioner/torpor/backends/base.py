@@ -297,5 +297,8 @@ class Backend(Protocol):
             LaunchError: something would not go away; call it again.
         """
 
+    async def aclose(self) -> None:
+        """Let go of what it keeps ready for later. Sandboxes go on. Twice is fine."""
+
     async def alive(self, handle: Handle) -> bool:
         """Tell whether exactly that process still runs (not a zombie, not a reused pid)."""

@@ -33,6 +33,7 @@ from torpor.backends.local_slots import FIRST_UID, UIDS, UidSlots, has_every_uid
 from torpor.errors import LaunchError, SandboxError, SandboxGone
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
+from torpor.runsc.launchers import Launchers
 from torpor.runsc.plan import Machine, checkpoint_argv
 from torpor.runsc.saved_plan import own_places
 from torpor.runsc.spawn import Spawned, run_beside
@@ -68,6 +69,7 @@ class LocalBackend:
     slots: UidSlots | None
     private: tuple[str, ...] = ()
     on_step: Step = field(default=_nothing, repr=False)
+    launchers: Launchers = field(default_factory=Launchers, repr=False, compare=False)
 
     name = "local"
     STEPS = ("design", "folders", "fifos", "plan", "uid", "cgroups", "spawn", "record", "go")
@@ -139,7 +141,7 @@ class LocalBackend:
         layout.write_groups(folders)
         self.cgroups.make(spec.sandbox_id, spec.template)
         await self.on_step("spawn")
-        spawned = Spawned()
+        spawned = Spawned(self.launchers)
         undo.push_async_callback(spawned.aclose)
         await spawned.spawn(layout.plan, (uid, uid) if self.slots else None, folders)
         await self.on_step("record")
@@ -179,7 +181,9 @@ class LocalBackend:
             spec.sandbox_id, overlay_bytes=spec.template.tmp_bytes if overlay else None
         )
         try:
-            await run_beside(handle.pid, self._owner(handle), argv, within_s=_CHECKPOINT_S)
+            await run_beside(
+                self.launchers, handle.pid, self._owner(handle), argv, within_s=_CHECKPOINT_S
+            )
         except TimeoutError as exc:
             raise LaunchError(f"the checkpoint took more than {_CHECKPOINT_S:g} s") from exc
         finally:
@@ -189,10 +193,10 @@ class LocalBackend:
         return Build(self.runsc_build, processor())
 
     def saving(self, handle: Handle, name: str) -> Saving:
-        return Saving(handle, self._owner(handle), name)
+        return Saving(self.launchers, handle, self._owner(handle), name)
 
     async def resume(self, handle: Handle) -> None:
-        await resume(handle, self._owner(handle))
+        await resume(self.launchers, handle, self._owner(handle))
 
     async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
         prepare_saved(
@@ -210,7 +214,7 @@ class LocalBackend:
         paused = Layout(Path(handle.directory)).paused
         try:
             paused.touch(mode=0o600)
-            await pause(handle, self._owner(handle))
+            await pause(self.launchers, handle, self._owner(handle))
             if not await stop(handle):
                 raise SandboxGone(f"sandbox {handle.sandbox_id} cannot be stopped: it goes on")
         except BaseException as exc:
@@ -226,7 +230,7 @@ class LocalBackend:
         if not paused.exists():
             return
         try:
-            await resume(handle, self._owner(handle))
+            await resume(self.launchers, handle, self._owner(handle))
         except LaunchError as exc:
             raise SandboxGone(f"sandbox {handle.sandbox_id} does not go on: {exc}") from exc
         paused.unlink(missing_ok=True)
@@ -242,6 +246,9 @@ class LocalBackend:
         await run_to_end(
             self._destroy(sandbox_id, directory), within_s=_UNDO_S, name=f"destroy {sandbox_id}"
         )
+
+    async def aclose(self) -> None:
+        await self.launchers.aclose()
 
     async def alive(self, handle: Handle) -> bool:
         return pidfd.start_ticks(handle.pid) == handle.pid_start
@@ -351,11 +358,13 @@ def make_local_backend(
     search_path: str,
     guest: GuestCode | None = None,
     slots_folder: Path = Path("/run/torpor/uids"),
+    spare_launchers: int = 0,
 ) -> LocalBackend:
     """Give a backend for this process: root mode where it has the rights, else the user's own uid.
 
     ``private`` are Torpor's state, runtime, data and configuration folders; ``home`` and
     ``search_path`` (``PATH``) are the caller's. ``guest`` is the installed one unless given.
+    ``spare_launchers`` of them wait to be needed, until ``aclose``.
     """
     full = (
         os.geteuid() == 0
@@ -373,6 +382,7 @@ def make_local_backend(
         cgroups=find_cgroups(uid=os.geteuid()),
         slots=UidSlots(slots_folder, FIRST_UID, UIDS) if full else None,
         private=tuple(str(each) for each in private),
+        launchers=Launchers(spare_launchers, str(private[0]) if private else ""),
     )
 
 

@@ -18,12 +18,15 @@ from typing import Any
 from torpor.backends.base import Handle, SandboxSpec, Saved
 from torpor.backends.local_faults import machine_error
 from torpor.backends.local_layout import Layout
+from torpor.backends.local_outflow import Outflow
 from torpor.backends.local_workspace import grant_workspace
 from torpor.errors import LaunchError, SandboxError
 from torpor.lifecycle.cleanup import run_to_end
+from torpor.runsc.launchers import Launchers
 from torpor.runsc.oci import ROOTFS
 from torpor.runsc.plan import is_folder_mount
 from torpor.runsc.saved_plan import (
+    SaveArgvs,
     covered_places,
     foreign_flags,
     needed_paths,
@@ -32,9 +35,12 @@ from torpor.runsc.saved_plan import (
     written_paths,
 )
 from torpor.runsc.spawn import Beside, run_beside
+from torpor.runsc.version import speaks_control
 from torpor.template import WorkspaceMode
 
 SHAPE = "shape.json"
+_PAGES = "pages.img"
+"""By far the largest file that runsc writes: the memory itself."""
 _SAVE_S = 600.0
 _RESUME_S = 10.0
 _UNDO_S = 20.0
@@ -45,17 +51,19 @@ Owner = tuple[int, int] | None
 class Saving:
     """One save of one sandbox; see ``Backend.saving``."""
 
-    def __init__(self, handle: Handle, owner: Owner, name: str) -> None:
+    def __init__(self, launchers: Launchers, handle: Handle, owner: Owner, name: str) -> None:
+        self._launchers = launchers
         self._handle = handle
         self._owner = owner
         self._layout = Layout(Path(handle.directory))
         self._folder = self._layout.save / name
         try:
             self._shape = self._layout.read_shape()
-            pause, checkpoint, _ = save_argvs(self._shape["argv"], name)
+            argv = _argvs(self._shape, handle, name).save
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as exc:
             raise LaunchError(f"the sandbox's own record is damaged: {exc!r}") from exc
-        self._beside = Beside(handle.pid, owner, [*pause, ";", *checkpoint])
+        self._beside = Beside(launchers, handle.pid, owner, argv)
+        self._outflow = Outflow(self._folder / _PAGES)
 
     async def __aenter__(self) -> Saving:
         self._beside.start()
@@ -69,7 +77,7 @@ class Saving:
         try:
             return await self._save()
         except BaseException as exc:
-            await _undone(self._handle, self._owner, self._folder, exc)
+            await _undone(self._launchers, self._handle, self._owner, self._folder, exc)
             if isinstance(exc, TimeoutError):
                 raise LaunchError(f"saving took more than {_SAVE_S:g} s") from exc
             if isinstance(exc, OSError) and not isinstance(exc, SandboxError):
@@ -80,7 +88,8 @@ class Saving:
         if self._owner:
             os.chown(self._layout.save, *self._owner)
         try:
-            await self._beside.run(within_s=_SAVE_S)
+            with self._outflow:
+                await self._beside.run(within_s=_SAVE_S)
         finally:
             if self._owner:
                 os.chown(self._layout.save, 0, 0)
@@ -91,24 +100,28 @@ class Saving:
         return Saved(self._folder, hashlib.sha256(text).hexdigest(), _shown(self._shape))
 
 
-async def pause(handle: Handle, owner: Owner) -> None:
+def _argvs(shape: Mapping[str, Any], handle: Handle, name: str = "") -> SaveArgvs:
+    return save_argvs(shape["argv"], name, direct=speaks_control(handle.runsc_build))
+
+
+async def pause(launchers: Launchers, handle: Handle, owner: Owner) -> None:
     """Have runsc stop everything that the sandbox computes. Raises LaunchError; then it goes on."""
     try:
         shape = Layout(Path(handle.directory)).read_shape()
-        argv = save_argvs(shape["argv"], "")[0]
-        await run_beside(handle.pid, owner, argv, within_s=_RESUME_S)
+        argv = _argvs(shape, handle).pause
+        await run_beside(launchers, handle.pid, owner, argv, within_s=_RESUME_S)
     except TimeoutError as exc:
         raise LaunchError(f"the sandbox was not paused within {_RESUME_S:g} s") from exc
     except (OSError, ValueError, KeyError) as exc:
         raise LaunchError(f"the sandbox cannot be paused: {exc!r}") from exc
 
 
-async def resume(handle: Handle, owner: Owner) -> None:
+async def resume(launchers: Launchers, handle: Handle, owner: Owner) -> None:
     """Do as ``Backend.resume``."""
     try:
         shape = Layout(Path(handle.directory)).read_shape()
-        argv = save_argvs(shape["argv"], "")[2]
-        await run_beside(handle.pid, owner, argv, within_s=_RESUME_S)
+        argv = _argvs(shape, handle).resume
+        await run_beside(launchers, handle.pid, owner, argv, within_s=_RESUME_S)
     except LaunchError as exc:
         if "in state running" not in exc.message:
             raise
@@ -213,10 +226,12 @@ def _shown(shape: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-async def _undone(handle: Handle, owner: Owner, folder: Path, cause: BaseException) -> None:
+async def _undone(
+    launchers: Launchers, handle: Handle, owner: Owner, folder: Path, cause: BaseException
+) -> None:
     """Let the sandbox go on and remove what was written; a failure of that is noted on ``cause``."""
     try:
-        await run_to_end(resume(handle, owner), within_s=_UNDO_S, name="resume")
+        await run_to_end(resume(launchers, handle, owner), within_s=_UNDO_S, name="resume")
     except Exception as exc:
         cause.add_note(f"and it could not be resumed: {exc}")
     shutil.rmtree(folder, ignore_errors=True)

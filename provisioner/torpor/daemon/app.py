@@ -23,6 +23,7 @@ from torpor.config import DaemonSettings, Settings, SettingsSource
 from torpor.daemon.backend import ConfiguredBackend
 from torpor.daemon.bridge_keeper import BridgeKeeper
 from torpor.daemon.capacity import check_room
+from torpor.daemon.completing import keep_completing
 from torpor.daemon.describe import kernel_state
 from torpor.daemon.forking import Forker
 from torpor.daemon.handlers import routes
@@ -105,6 +106,7 @@ class Daemon:
             )
             stack.push_async_callback(self._leave_bridge, bridge)
             backend = self._make_backend(self._source, self._paths)
+            stack.push_async_callback(backend.aclose)
             snapshots = Snapshots(
                 SnapshotStore(
                     self._paths.snapshots,
@@ -136,7 +138,10 @@ class Daemon:
             settling.tasks.start(self.tiers.run(), name="tiers")
             self.tiering = Tiering(stores, settling.kernels, settling.tasks)
             settling.tasks.start(self.tiering.run(), name="tiering")
-            settling.always = 2
+            settling.tasks.start(
+                keep_completing(snapshots, settling.kernels), name="digests of snapshots"
+            )
+            settling.always = 3
             if self.warm is not None:
                 await stack.enter_async_context(self.warm.running())
             stack.push_async_callback(self.supervisor.aclose)

@@ -19,6 +19,9 @@ from torpor.config import SettingsSource, process_environment
 from torpor.paths import Paths
 from torpor.runsc.version import Runsc, find_runsc
 
+_SPARE_LAUNCHERS = 2
+"""One for a kernel that falls asleep, one for it when it wakes right afterwards. 5 MiB each."""
+
 
 class ConfiguredBackend:
     """A ``Backend`` that looks for its runsc at each launch; see the module's text."""
@@ -37,6 +40,7 @@ class ConfiguredBackend:
             private=(paths.state, paths.runtime, paths.data, paths.config),
             home=Path.home(),
             search_path=process_environment().get("PATH", "/usr/bin:/bin"),
+            spare_launchers=_SPARE_LAUNCHERS,
         )
 
     async def runsc(self) -> Runsc:
@@ -85,6 +89,9 @@ class ConfiguredBackend:
 
     async def destroy(self, sandbox_id: str, directory: Path) -> None:
         await self._local.destroy(sandbox_id, directory)
+
+    async def aclose(self) -> None:
+        await self._local.aclose()
 
     async def alive(self, handle: Handle) -> bool:
         return await self._local.alive(handle)

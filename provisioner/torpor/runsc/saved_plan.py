@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from torpor.runsc.launcher.join import CONTROL
 from torpor.runsc.oci import ROOTFS
 from torpor.runsc.plan import (
     BOOT_FILE,
@@ -25,18 +27,31 @@ from torpor.runsc.plan import (
 )
 
 
-def save_argvs(argv: Sequence[str], name: str) -> tuple[list[str], list[str], list[str]]:
-    """Give the commands that pause a sandbox, save it while it stays paused, and let it go on.
+@dataclass(frozen=True, slots=True)
+class SaveArgvs:
+    """What is run beside a sandbox, with ";" between commands; each is for ``spawn.Beside``."""
 
-    ``argv`` is what it was started with; the files come into a new folder ``name`` of its save folder.
+    pause: list[str]
+    save: list[str]
+    """Pauses it and saves it; it stays paused."""
+    resume: list[str]
+    """Has it go on. Says "in state running" when it was not paused."""
+
+
+def save_argvs(argv: Sequence[str], name: str, *, direct: bool) -> SaveArgvs:
+    """Give the commands for a sandbox that was started with ``argv``.
+
+    What is saved comes into a new folder ``name`` of its save folder. ``direct``: without starting
+    a runsc for it, which its build must be known to understand (`torpor.runsc.launcher.control`).
     """
     flags, sandbox_id = _flags_of(argv), argv[-1]
-    save = ["checkpoint", "--leave-running", f"--image-path={SAVE}/{name}", "--compression=none"]
-    return (
-        [*flags, "pause", sandbox_id],
-        [*flags, *save, sandbox_id],
-        [*flags, "resume", sandbox_id],
-    )
+    pause, resume = [*flags, "pause", sandbox_id], [*flags, "resume", sandbox_id]
+    folder = f"{SAVE}/{name}"
+    if direct:
+        save = [CONTROL, "save", sandbox_id, folder]
+        return SaveArgvs(pause, save, [CONTROL, "resume", sandbox_id, *resume])
+    checkpoint = ["checkpoint", "--leave-running", f"--image-path={folder}", "--compression=none"]
+    return SaveArgvs(pause, [*pause, ";", *flags, *checkpoint, sandbox_id], resume)
 
 
 def restored_plan(

@@ -6,15 +6,14 @@ import asyncio
 import errno
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from torpor.errors import LaunchError
 from torpor.runsc import pidfd
+from torpor.runsc.launchers import Launchers
 
-LAUNCHER = Path(__file__).parent / "launcher" / "__main__.py"
 _MAX_REPORT_BYTES = 1 << 16
 _GONE_S = 5.0
 
@@ -22,8 +21,9 @@ _GONE_S = 5.0
 class Spawned:
     """A process that waits to become runsc; ``notes`` say what had to be done differently."""
 
-    def __init__(self) -> None:
+    def __init__(self, launchers: Launchers) -> None:
         self.pid = 0
+        self._launchers = launchers
         self.notes: tuple[str, ...] = ()
         self._starting: asyncio.Task[asyncio.subprocess.Process] | None = None
         self._entering: asyncio.Task[None] | None = None
@@ -40,14 +40,18 @@ class Spawned:
         Raises:
             LaunchError: this machine refused a step; the message says which and what to do.
         """
-        self._starting = asyncio.create_task(_start_launcher(plan, owner))
+        self._starting = asyncio.create_task(
+            self._launchers.start([str(plan), *map(str, owner or ("-", "-"))])
+        )
         # A cancel must not hide a process that exists already: `aclose` has to find it.
         launcher = await asyncio.shield(self._starting)
-        # Entering a cgroup waits 10 ms and more for RCU: Python starts meanwhile.
-        self._entering = asyncio.create_task(_enter(launcher.pid, cgroups))
-        await asyncio.shield(self._entering)
+        by_itself, others = _divided(cgroups)
+        if others:
+            # To be put into a cgroup waits 10 ms and more for RCU: Python starts meanwhile.
+            self._entering = asyncio.create_task(_enter(launcher.pid, others))
+            await asyncio.shield(self._entering)
         with suppress(ConnectionError):  # it has died; its last words are read below
-            _pipes(launcher)[0].write(b"in\n")
+            _pipes(launcher)[0].write(os.fsencode("\t".join(["in", *by_itself])) + b"\n")
         while not self.pid:
             line = await _pipes(launcher)[1].readline()
             if not self._understood(line):
@@ -123,23 +127,20 @@ class Beside:
     ``argv`` has ";" between them; ``pid`` is the sandbox's first process.
     """
 
-    def __init__(self, pid: int, owner: tuple[int, int] | None, argv: Sequence[str]) -> None:
+    def __init__(
+        self,
+        launchers: Launchers,
+        pid: int,
+        owner: tuple[int, int] | None,
+        argv: Sequence[str],
+    ) -> None:
+        self._launchers = launchers
         self._argv = ["join", str(pid), *map(str, owner or ("-", "-")), *argv]
         self._spawned: asyncio.Task[asyncio.subprocess.Process] | None = None
 
     def start(self) -> None:
         """Make the process that will run them: starting it takes longer than what it does."""
-        start = asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-I", "-S", "-E", str(LAUNCHER)),
-            *self._argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={"PATH": os.defpath},
-            cwd="/",
-            start_new_session=True,
-        )
+        start = self._launchers.start(self._argv)
         self._spawned = asyncio.create_task(start, name="run beside")
 
     async def run(self, *, within_s: float) -> None:
@@ -180,13 +181,18 @@ class Beside:
 
 
 async def run_beside(
-    pid: int, owner: tuple[int, int] | None, argv: Sequence[str], *, within_s: float
+    launchers: Launchers,
+    pid: int,
+    owner: tuple[int, int] | None,
+    argv: Sequence[str],
+    *,
+    within_s: float,
 ) -> None:
     """Run ``argv`` in the namespaces of sandbox process ``pid``, as its owner, to its end.
 
     Raises as ``Beside.run``.
     """
-    beside = Beside(pid, owner, argv)
+    beside = Beside(launchers, pid, owner, argv)
     beside.start()
     await beside.run(within_s=within_s)
 
@@ -214,6 +220,16 @@ def _gist(text: str) -> tuple[str, str]:
     return text[:600] or "no reason given", ""
 
 
+def _divided(cgroups: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Give the files through which a thread may enter by itself, and the cgroups that have none.
+
+    Only version 1 of cgroups has them; a thread that enters itself need not wait for RCU (Linux 5.16).
+    """
+    files = {folder: f"{folder}/tasks" for folder in cgroups}
+    by_itself = [file for file in files.values() if os.path.exists(file)]
+    return by_itself, [folder for folder, file in files.items() if file not in by_itself]
+
+
 async def _enter(pid: int, cgroups: Sequence[str]) -> None:
     """Put a process into cgroups; one that has died will say itself why. Raises LaunchError."""
 
@@ -229,20 +245,6 @@ async def _enter(pid: int, cgroups: Sequence[str]) -> None:
         return
     except OSError as exc:
         raise failure(f"error cgroup {exc.errno or 0} {exc}".encode()) from exc
-
-
-async def _start_launcher(plan: Path, owner: tuple[int, int] | None) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-I", "-S", "-E", str(LAUNCHER), str(plan)),
-        *map(str, owner or ("-", "-")),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={"PATH": os.defpath},
-        cwd="/",
-        start_new_session=True,
-    )
 
 
 def _pipes(

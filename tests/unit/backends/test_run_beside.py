@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from torpor.runsc import spawn
+from torpor.runsc import launchers, spawn
 
 
 def children() -> set[str]:
@@ -26,9 +26,9 @@ async def test_cancelled_at_any_moment_it_is_gone(
 ) -> None:
     launcher = tmp_path / "launcher"
     launcher.write_text("import time; time.sleep(30)")
-    monkeypatch.setattr(spawn, "LAUNCHER", launcher)
+    monkeypatch.setattr(launchers, "LAUNCHER", launcher)
     before = children()
-    task = asyncio.create_task(spawn.run_beside(1, None, ["x"], within_s=20))
+    task = asyncio.create_task(spawn.run_beside(launchers.Launchers(), 1, None, ["x"], within_s=20))
     for _ in range(after_ms):
         await asyncio.sleep(0.001)
     for _ in range(times):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from torpor.errors import LaunchError
+from torpor.runsc.launchers import Launchers
 from torpor.runsc.spawn import Beside
 
 
@@ -24,7 +25,7 @@ def nothing_left() -> Iterator[None]:
 
 
 async def test_nothing_is_left_of_one_that_was_not_needed() -> None:
-    beside = Beside(os.getpid(), None, ["/bin/true"])
+    beside = Beside(Launchers(), os.getpid(), None, ["/bin/true"])
     await beside.aclose()
     beside.start()
     [starting] = [each for each in asyncio.all_tasks() if each.get_name() == "run beside"]
@@ -35,14 +36,14 @@ async def test_nothing_is_left_of_one_that_was_not_needed() -> None:
 
 
 async def test_what_cannot_enter_says_so() -> None:
-    beside = Beside(2**22 + 1, None, ["/bin/true"])
+    beside = Beside(Launchers(), 2**22 + 1, None, ["/bin/true"])
     beside.start()
     with pytest.raises(LaunchError, match="cannot enter the sandbox"):
         await beside.run(within_s=10)
 
 
 async def test_cancelled_it_is_gone() -> None:
-    beside = Beside(os.getpid(), None, ["/bin/true"])
+    beside = Beside(Launchers(), os.getpid(), None, ["/bin/true"])
     beside.start()
     running = asyncio.create_task(beside.run(within_s=10))
     await asyncio.sleep(0)

@@ -41,9 +41,12 @@ def test_a_shape_holds_no_secret(plan: dict[str, Any]) -> None:
 
 
 def test_flags_are_those_it_was_started_with(plan: dict[str, Any]) -> None:
-    pause, save, resume = save_argvs(plan["argv"], "g1")
+    argvs = save_argvs(plan["argv"], "g1", direct=False)
+    end = argvs.save.index(";")
+    pause, save = argvs.save[:end], argvs.save[end + 1 :]
+    assert pause == argvs.pause
     flags = [each for each in plan["argv"] if each.startswith("--") and "bundle" not in each]
-    for argv, word in ((pause, "pause"), (save, "checkpoint"), (resume, "resume")):
+    for argv, word in ((pause, "pause"), (save, "checkpoint"), (argvs.resume, "resume")):
         assert argv[: len(flags) + 1] == [plan["argv"][0], *flags]
         assert argv[len(flags) + 1] == word
         assert argv[-1] == "s1"
@@ -52,6 +55,14 @@ def test_flags_are_those_it_was_started_with(plan: dict[str, Any]) -> None:
     again = restored(plan)
     assert again["argv"][: len(flags) + 1] == plan["argv"][: len(flags) + 1]
     assert again["argv"][len(flags) + 1] == "restore"
+
+
+def test_directly_runsc_is_only_asked_what_it_alone_knows(plan: dict[str, Any]) -> None:
+    through = save_argvs(plan["argv"], "g1", direct=False)
+    directly = save_argvs(plan["argv"], "g1", direct=True)
+    assert directly.save == ["@control", "save", "s1", "/save/g1"]
+    assert directly.resume == ["@control", "resume", "s1", *through.resume]
+    assert directly.pause == through.pause
 
 
 def test_one_made_ahead_is_created_first_and_seen_the_same(plan: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from torpor.errors import LaunchError
-from torpor.runsc.spawn import Spawned, _enter, failure
+from torpor.runsc.launchers import Launchers
+from torpor.runsc.spawn import Spawned, _divided, _enter, failure
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_failures_are_readable(report: bytes, message: str, hint: str) -> None:
 
 
 async def test_a_missing_plan_is_an_error_and_closing_twice_is_fine(tmp_path: Path) -> None:
-    spawned = Spawned()
+    spawned = Spawned(Launchers())
     await spawned.aclose()
     with pytest.raises(LaunchError, match="No such file"):
         await spawned.spawn(tmp_path / "missing", None, ())
@@ -52,7 +53,7 @@ async def test_a_missing_plan_is_an_error_and_closing_twice_is_fine(tmp_path: Pa
 
 
 async def test_cancelling_while_it_starts_is_clean(tmp_path: Path) -> None:
-    spawned = Spawned()
+    spawned = Spawned(Launchers())
     task = asyncio.create_task(spawned.spawn(tmp_path / "missing", None, ()))
     await asyncio.sleep(0)
     task.cancel()
@@ -64,3 +65,29 @@ async def test_cancelling_while_it_starts_is_clean(tmp_path: Path) -> None:
 async def test_a_cgroup_that_cannot_be_entered() -> None:
     with pytest.raises(LaunchError, match=r"\(cgroup\).*/nonexistent"):
         await _enter(os.getpid(), ["/nonexistent"])
+
+
+@pytest.mark.parametrize(
+    ("with_tasks", "by_itself", "others"),
+    [
+        ((), "", "abc"),
+        (("b",), "b", "ac"),
+        (("a", "c"), "ac", "b"),
+        (("a", "b", "c"), "abc", ""),
+    ],
+)
+def test_cgroups_that_a_thread_can_enter_by_itself(
+    tmp_path: Path, with_tasks: tuple[str, ...], by_itself: str, others: str
+) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    for name in with_tasks:
+        (tmp_path / name / "tasks").touch()
+    files, folders = _divided([str(tmp_path / name) for name in "abc"])
+    assert files == [f"{tmp_path}/{name}/tasks" for name in by_itself]
+    assert folders == [f"{tmp_path}/{name}" for name in others]
+
+
+def test_no_cgroups_and_one_that_is_gone() -> None:
+    assert _divided([]) == ([], [])
+    assert _divided(["/nonexistent"]) == ([], ["/nonexistent"])

@@ -8,7 +8,8 @@ and lines of text, not JSON, and types that only the type checker imports.
 
     PLAN-FILE UID GID                 UID and GID are - to keep the caller's own
 
-    stdin   in                        it is in its cgroups: what it makes from now on is, too
+    stdin   in{TAB}FILE...            enter the cgroups of these files (``tasks``); it is in all others:
+                                      what it makes from now on is, too
     stdout  note TEXT                 something had to be done differently
     stdout  pid NUMBER                the sandbox's first process, not running yet
     stdout  ready                     only with ``first`` in the plan: that has been run

@@ -55,8 +55,12 @@ def _launch(plan: Mapping[str, Any], owner: tuple[int, int] | None) -> NoReturn:
     for note in tree.notes:
         _say(f"note {note}")
     _at("request")
-    if _line() != "in":
+    word, *cgroups = _line().split("\t")
+    if word != "in":
         os._exit(1)
+    _at("cgroup")
+    for file in cgroups:
+        _write(file, "0")  # this process, which has but one thread
     _at("process")
     if sys_.clone_into_pid_namespace(sibling=True):
         os._exit(0)

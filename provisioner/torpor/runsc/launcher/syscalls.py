@@ -37,6 +37,7 @@ _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
+_PR_GET_PDEATHSIG = 2
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -147,6 +148,14 @@ def setns(fd: int, flags: int) -> None:
 def die_with_parent() -> None:
     """Be killed as soon as the thread that started this process ends."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl PR_SET_PDEATHSIG")
+
+
+def outlive_parent() -> bool:
+    """Undo ``die_with_parent``; whether there was anything to undo."""
+    was = ctypes.c_int()
+    _checked(_libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(was), 0, 0, 0), "prctl PR_GET_PDEATHSIG")
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0), "prctl PR_SET_PDEATHSIG")
+    return was.value != 0
 
 
 def set_dumpable() -> None:
