@@ -17,8 +17,8 @@ from torpor.bridge.reactor import Reactor, Timer
 from torpor.lifecycle.idle import RUNNING
 from torpor.link import Channel, QueueFull
 
-LOOK_S = 0.002
-STILL_S = 0.005  # nothing has moved for so long
+LOOK_S = 0.001
+STILL_S = 0.003  # nothing has moved for so long
 PROBE_S = 2.0
 
 

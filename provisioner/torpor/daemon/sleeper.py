@@ -21,6 +21,7 @@ from torpor.backends.base import Handle, Saving
 from torpor.bridge.client import BridgeRefused
 from torpor.daemon.ahead import Ahead, Templates
 from torpor.daemon.guest_state import Phase
+from torpor.daemon.holding import Still, held
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
@@ -42,9 +43,6 @@ from torpor.lifecycle.idle import Tier
 from torpor.snapshot.build import Snapshot
 from torpor.template import Template
 
-HOLD_S = 3.0
-_IDLE_S = 0.2
-_MAPPED_S = 5.0
 _UNDO_S = 40.0
 
 
@@ -82,9 +80,9 @@ class Sleeper:
             async with (
                 self._turns,
                 self._saving(handle) as saving,
-                self._standing_still(kernel, handle, "hibernating") as memory,
+                self._standing_still(kernel, handle, "hibernating") as still,
             ):
-                await self._save(kernel, handle, saving, memory)
+                await self._save(kernel, handle, saving, still)
         finally:  # also when the caller leaves just after the last write
             if kernel.tier is Tier.ASLEEP:
                 await run_to_end(self._let_go(kernel), within_s=_UNDO_S, name="let go")
@@ -114,9 +112,9 @@ class Sleeper:
         async with (
             self._turns,
             self._saving(handle) as saving,
-            self._standing_still(kernel, handle, "saving") as memory,
+            self._standing_still(kernel, handle, "saving") as still,
         ):
-            snapshot = await self._published(kernel, handle, saving, memory, name)
+            snapshot = await self._published(kernel, handle, saving, still, name)
             await run_to_end(self._resume(kernel, handle), within_s=_UNDO_S, name="resume")
             self._put(kernel, generation=snapshot.manifest.generation)
         await run_to_end(self._go_on(kernel, handle), within_s=_UNDO_S, name="go on")
@@ -301,7 +299,7 @@ class Sleeper:
     @asynccontextmanager
     async def _standing_still(
         self, kernel: Kernel, handle: Handle, moving: str
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[Still]:
         """Have the kernel stand still; if the block fails, it goes on as if nothing had been."""
         kernel_id = kernel.row.kernel_id
         if kernel.frozen:  # held already; runsc cannot save what does not run
@@ -309,9 +307,9 @@ class Sleeper:
         kernel.moving = moving
         try:
             self._put(kernel, paused=True)
-            held = await self._held(kernel_id)
+            still = await held(self._parts.bridge, kernel_id, handle.workspace)
             kernel.notify()
-            yield dict(held.get("memory") or {})
+            yield still
         except BaseException as exc:
             if not isinstance(exc, Busy):
                 log("not put to sleep", level=logging.WARNING, error=exc)
@@ -321,27 +319,12 @@ class Sleeper:
             kernel.moving = ""
             kernel.notify()
 
-    async def _held(self, kernel_id: str) -> dict[str, Any]:
-        """Have the bridge hold it. Who asks right after a reply is not refused: "idle" comes later."""
-        until = time.monotonic() + _IDLE_S
-        while True:
-            try:
-                return await self._parts.bridge.call(
-                    "hold", within_s=HOLD_S + 2, kernel_id=kernel_id, timeout_s=HOLD_S
-                )
-            except BridgeRefused as exc:
-                if exc.reason != "busy" or time.monotonic() >= until:
-                    raise Busy(f"kernel {kernel_id} cannot sleep now: {exc}") from exc
-            await asyncio.sleep(_IDLE_S / 10)
-
     def _saving(self, handle: Handle) -> AbstractAsyncContextManager[Saving]:
         return self._parts.backend.saving(handle, f"g{secrets.token_hex(4)}")
 
-    async def _save(
-        self, kernel: Kernel, handle: Handle, saving: Saving, memory: dict[str, Any]
-    ) -> None:
+    async def _save(self, kernel: Kernel, handle: Handle, saving: Saving, still: Still) -> None:
         """Up to the one write that makes the snapshot the kernel."""
-        snapshot = await self._published(kernel, handle, saving, memory)
+        snapshot = await self._published(kernel, handle, saving, still)
         try:
             self._put(
                 kernel,
@@ -363,7 +346,7 @@ class Sleeper:
         kernel: Kernel,
         handle: Handle,
         saving: Saving,
-        memory: dict[str, Any],
+        still: Still,
         name: str = "",
     ) -> Snapshot:
         """Give a new snapshot of a kernel that stands still; its sandbox is paused then.
@@ -374,12 +357,7 @@ class Sleeper:
         template = await self._template(kernel)
         if template is None:
             raise ConfigError(f"there is no template {row.template!r} any more")
-        try:
-            told = await parts.bridge.rpc(
-                row.kernel_id, "mapped", {"workspace": handle.workspace}, timeout_s=_MAPPED_S
-            )
-        except BridgeRefused as exc:
-            raise Busy(f"the guest of kernel {row.kernel_id} does not answer: {exc}") from exc
+        told = still.told
         mapped = [each for each in _listed(told.get("files")) if isinstance(each, str)]
         build = await parts.backend.build()
         saved = await saving.save()
@@ -391,7 +369,7 @@ class Sleeper:
                 handle=handle,
                 template=template,
                 build=build,
-                memory=memory,
+                memory=still.memory,
                 mapped=mapped,
                 opened=_listed(told.get("open")),
                 peers=_listed(told.get("peers")),
@@ -408,8 +386,11 @@ class Sleeper:
         That it sleeps outlives a loss of power when this returns. The sandbox need not wait for
         that: no sandbox outlives one either way.
         """
-        await self._tell("sleep", kernel)
-        await asyncio.gather(self._synced(), self._parts.free_sandboxes_of(kernel.row.kernel_id))
+        await asyncio.gather(
+            self._tell("sleep", kernel),
+            self._synced(),
+            self._parts.free_sandboxes_of(kernel.row.kernel_id),
+        )
 
     async def _synced(self) -> None:
         try:
