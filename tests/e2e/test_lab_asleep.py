@@ -15,7 +15,7 @@ from torpor.client import Client
 from torpor.client_sleep import SleepClient
 from torpor.config import user_paths
 
-from tests.e2e.sleeping import events, sandbox_pids
+from tests.e2e.sleeping import events, sandbox_pids, wait
 from tests.e2e.test_lab import (
     TOKEN,
     lab,  # noqa: F401 - a fixture
@@ -130,6 +130,7 @@ async def test_a_wake_that_fails_is_told_and_a_restart_is_fresh(
     await tab.execute("x = 1")
     await hibernate(kernel_id)
     [folder] = (torpor_env / "state/snapshots" / kernel_id).iterdir()
+    wait((folder / "digests.json").exists, lambda: str(list(folder.iterdir())))
     pages = (folder / "image/pages.img").read_bytes()
     os.truncate(folder / "image/pages.img", 100)
     told = dict(await tab.execute("x"))
