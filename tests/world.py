@@ -38,11 +38,14 @@ def _belongs(entry: Path, cmdline: bytes, needle: bytes) -> bool:
     return False
 
 
-def _is_spare(entry: Path) -> bool:
+def _is_spare(entry: Path, cmdline: bytes) -> bool:
     """Whether it is a launcher that waits to be needed, and so torpord's own: in no sandbox yet."""
-    if b"/launcher/__main__.py\0wait\0" not in (entry / "cmdline").read_bytes():
+    if b"/launcher/__main__.py\0wait\0" not in cmdline:
         return False
-    return os.readlink(entry / "ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    try:
+        return os.readlink(entry / "ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except OSError:  # it has ended, or somebody else is what it has become
+        return False
 
 
 def spare_launchers(home: Path) -> list[int]:
@@ -66,7 +69,7 @@ def processes_of(home: Path, *, services: bool = True) -> dict[int, str]:
         except OSError:
             continue
         text = cmdline.replace(b"\0", b" ").decode(errors="replace").strip()
-        is_service = "torpor.daemon" in text or "torpor.bridge" in text or _is_spare(entry)
+        is_service = "torpor.daemon" in text or "torpor.bridge" in text or _is_spare(entry, cmdline)
         if services or not is_service:
             found[int(entry.name)] = text[:300]
     return found
