@@ -55,13 +55,17 @@ async def _asked(bridge: BridgeKeeper, kernel_id: str, workspace: str | None) ->
     """
     hold = bridge.call("hold", within_s=HOLD_S + 2, kernel_id=kernel_id, timeout_s=HOLD_S)
     tell = bridge.rpc(kernel_id, "mapped", {"workspace": workspace}, timeout_s=_MAPPED_S)
-    try:
-        async with asyncio.TaskGroup() as both:
-            holding, telling = both.create_task(hold), both.create_task(tell)
-    except BaseExceptionGroup as failed:
-        if (why := _failure(telling)) and not _failure(holding):
-            raise Busy(f"the guest of kernel {kernel_id} does not answer: {why}") from why
-        raise failed.exceptions[0] from None
+    holding = asyncio.create_task(hold, name="hold")
+    telling = asyncio.create_task(tell, name="mapped")
+    both = {holding, telling}
+    try:  # no TaskGroup: there an error takes the place of a cancel that comes at the same time
+        await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for each in both:
+            each.cancel()
+        await asyncio.wait(both)
+    if (why := _failure(telling)) and not _failure(holding):
+        raise Busy(f"the guest of kernel {kernel_id} does not answer: {why}") from why
     return Still(dict(holding.result().get("memory") or {}), telling.result())
 
 
