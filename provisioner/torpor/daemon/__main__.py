@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torpor.backends.base import Backend
     from torpor.config import SettingsSource
+    from torpor.daemon.app import Daemon
     from torpor.paths import Paths
 
     MakeBackend = Callable[[SettingsSource, Paths], Backend]
+
+_LEAVE_S = 3.0
 
 
 def main(argv: Sequence[str] | None = None, *, make_backend: MakeBackend | None = None) -> int:
@@ -65,11 +68,31 @@ def _run(make_backend: MakeBackend, on_ready: Callable[[], None]) -> None:
         handler = start_logging(paths.log, max_bytes=settings.log_max_bytes, keep=settings.log_keep)
         try:
             daemon = Daemon(paths, source, settings, make_backend, _starter(paths))
-            asyncio.run(daemon.run(on_ready))
+            asyncio.run(_to_the_end(daemon, on_ready))
         finally:
             handler.close()
     finally:
         os.close(lock)
+
+
+async def _to_the_end(daemon: Daemon, on_ready: Callable[[], None]) -> None:
+    """Run a daemon; what does not end with it, soon, is left as a ``kill -9`` would leave it.
+
+    A task that is cancelled while it makes a process may never end, and asyncio would wait for it.
+    """
+    import asyncio
+
+    from torpor.daemon.logs import log
+
+    await daemon.run(on_ready)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for each in left:
+        each.cancel()
+    if left:
+        _, stuck = await asyncio.wait(left, timeout=_LEAVE_S)
+        if stuck:
+            log("left behind", tasks=sorted(each.get_name() for each in stuck))
+            os._exit(0)
 
 
 def _starter(paths: Paths) -> dict[str, Any]:
