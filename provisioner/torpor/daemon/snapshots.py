@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -271,17 +271,12 @@ class Snapshots:
             log("snapshot removed", path=removed.folder, reason=removed.reason)
         for folder, why in found.unusable:
             log("snapshot unusable", level=logging.WARNING, path=folder, reason=why)
-        for each in await self._listed():
-            if not is_complete(each.files):
-                self.incomplete[each.kernel_id, each.generation] = time.monotonic()
+        with contextlib.suppress(SandboxError, OSError):  # then whoever needs them computes them
+            for each in await self.list():
+                if not is_complete(each.files):
+                    self.incomplete[each.kernel_id, each.generation] = time.monotonic()
         for orphan in found.orphans:
             log("snapshot of no kernel", kernel_id=orphan.kernel_id, generation=orphan.generation)
-
-    async def _listed(self) -> Sequence[Listed]:
-        try:
-            return await self.list()
-        except (SandboxError, OSError):
-            return []
 
     def _facts(self, snapshot: Snapshot, template: Template | None, build: Build) -> MachineFacts:
         manifest = snapshot.manifest
