@@ -13,6 +13,7 @@ import pytest
 from torpor.errors import ConfigError
 from torpor.paths import Paths, resolve_paths
 from torpor.runsc.install import Source, install_runsc
+from torpor.runsc.install_go_quick import _CHANGES
 from torpor.runsc.version import GO_VERSION
 
 NEWEST = "v0.0.0-20261101000000-0123456789ab"
@@ -31,14 +32,6 @@ for word in "$@"; do
     esac
 done
 """
-
-KNOWN = {
-    "runsc/boot/controller.go": (
-        "func (cm *containerManager) Checkpoint(o *control.SaveOpts, _ *struct{}) error {\n}\n"
-        "func (cm *containerManager) Restore(o *RestoreOpts, _ *struct{}) (retErr error) {\n}\n"
-    ),
-    "pkg/sighandling/sighandling.go": "\t\tsignal.Notify(sigchan, unix.Signal(sig))\n",
-}
 
 
 @pytest.fixture
@@ -113,10 +106,12 @@ esac
 
 
 def write_known_source(module: Path) -> None:
-    """Write the lines of gVisor's source that are changed."""
-    for path, text in KNOWN.items():
-        (module / path).parent.mkdir(parents=True)
-        (module / path).write_text(text)
+    """Write the lines of gVisor's source that are changed, and no others."""
+    for change in _CHANGES:
+        path = module / change.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{change.before}\n")
 
 
 def install(paths: Paths) -> tuple[str, list[str]]:
@@ -128,7 +123,7 @@ def install(paths: Paths) -> tuple[str, list[str]]:
 def test_the_pinned_version(tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION)
     build, lines = install(paths)
-    assert build == f"{GO_VERSION}+filters.quick"
+    assert build == f"{GO_VERSION}+filters.quick2"
     assert lines == [f"building runsc {GO_VERSION} with go1.26.8: one to three minutes"]
     assert {entry.name for entry in paths.data.iterdir()} == {"runsc", "gvisor", ".install.lock"}
 
@@ -138,7 +133,7 @@ def test_where_it_is_refused_the_newest_on_offer_is_built_and_said(
 ) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=NEWEST)
     build, lines = install(paths)
-    assert build == f"{NEWEST}+filters.quick"
+    assert build == f"{NEWEST}+filters.quick2"
     assert f"the pinned {GO_VERSION} is refused" in lines[0]
     assert "403 Forbidden" in lines[0]
     assert lines[1] == f"building {NEWEST} instead, the newest on offer"
@@ -192,7 +187,7 @@ def test_a_build_that_does_not_use_its_filters_is_kept_with_a_warning(
 ) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION, log=log)
     build, lines = install(paths)
-    assert build == f"{GO_VERSION}+filters.quick"
+    assert build == f"{GO_VERSION}+filters.quick2"
     assert lines[-1].startswith("warning: this runsc does not use its seccomp filters")
     assert says in lines[-1]
 

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from torpor.runsc.install_go_quick import make_quick
+from torpor.runsc.install_go_quick import _CHANGES, _Change, make_quick
 from torpor.runsc.install_staging import SourceUnusable
 from torpor.runsc.version import GO_MODULE, GO_VERSION
 
-CHANGED = ("runsc/boot/controller.go", "pkg/sighandling/sighandling.go")
-ADDED = {"pkg/torpor", "runsc/boot/torpor_quick.go", "pkg/sighandling/torpor_quick.go"}
+# Everything that is changed, by the function that it is in.
+CHANGES = Path(__file__).parent / "quick_go" / "changes.diff"
+CHANGED = (
+    "runsc/boot/controller.go",
+    "pkg/sighandling/sighandling.go",
+    "pkg/state/encode.go",
+    "pkg/state/decode.go",
+    "pkg/state/state.go",
+    "pkg/sentry/pgalloc/save_restore.go",
+    "runsc/boot/loader.go",
+    "pkg/sentry/seccheck/config.go",
+    "pkg/sentry/platform/systrap/metrics.go",
+    "pkg/sentry/state/stateio/pagesfile.go",
+)
+ADDED = {
+    "pkg/torpor/quiet.go",
+    "runsc/boot/torpor_quick.go",
+    "pkg/sighandling/torpor_quick.go",
+    "pkg/state/torpor_plain.go",
+    "pkg/sentry/pgalloc/torpor_holes.go",
+    "pkg/sentry/state/stateio/torpor_parallel.go",
+    "pkg/sentry/platform/systrap/torpor_hurry.go",
+}
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Give the files that are changed, as they are in the module that runsc is built from."""
+def module_folder() -> Path:
+    """Give where the module is that runsc is built from."""
     go = shutil.which("go")
     if go is None:
         pytest.skip("no Go here")
@@ -25,48 +46,74 @@ def source(tmp_path: Path) -> Path:
     module = Path(asked.stdout.strip()) / f"{GO_MODULE}@{GO_VERSION}"
     if not module.is_dir():
         pytest.skip("runsc was not built from the Go module here")
+    return module
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Give the files that are changed, as they are in that module."""
+    module = module_folder()
     for each in CHANGED:
-        (tmp_path / each).parent.mkdir(parents=True)
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(module / each, tmp_path / each)
     return tmp_path
 
 
-def lines_of(source: Path) -> dict[str, list[str]]:
-    return {each: (source / each).read_text().splitlines() for each in CHANGED}
+def files_of(source: Path) -> dict[str, str]:
+    """Give what is in each file that is there."""
+    there = (path for path in source.rglob("*") if path.is_file())
+    return {str(path.relative_to(source)): path.read_text() for path in there}
+
+
+def told(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Give the lines that differ, each change below the function that it is in."""
+    lines = []
+    for path in CHANGED:
+        old, new = before[path].splitlines(), after[path].splitlines()
+        lines.append(f"--- {path}")
+        differs = difflib.SequenceMatcher(None, old, new, autojunk=False)
+        for kind, start, end, new_start, new_end in differs.get_opcodes():
+            if kind != "equal":
+                functions = [line for line in old[:start] if line.startswith("func ")]
+                lines.append(f"@@ {functions[-1]}")
+                lines += [f"-{line}" for line in old[start:end]]
+                lines += [f"+{line}" for line in new[new_start:new_end]]
+    return lines
 
 
 def test_the_real_source(source: Path) -> None:
-    before = lines_of(source)
+    before = files_of(source)
     make_quick(source)
-    after = lines_of(source)
-    assert after[CHANGED[0]].count("\ttorporQuiet()") == 2
-    assert [each for each in after[CHANGED[0]] if "torpor" not in each] == before[CHANGED[0]]
-    differ = [
-        each
-        for each in zip(before[CHANGED[1]], after[CHANGED[1]], strict=True)
-        if len(set(each)) > 1
-    ]
-    assert [new.strip() for _, new in differ] == [
-        "torporLater(func() { signal.Notify(sigchan, unix.Signal(sig)) })"
-    ]
-    assert all((source / each).exists() for each in ADDED)
+    after = files_of(source)
+    assert told(before, after) == CHANGES.read_text().splitlines()
+    assert set(after) - set(before) == ADDED
 
 
-@pytest.mark.parametrize("changed", CHANGED)
-def test_another_source_stays_as_it_is(source: Path, changed: str) -> None:
-    path = source / changed
-    path.write_text(
-        path.read_text().replace("containerManager) R", "manager) R").replace("Notify(", "N(")
-    )
-    before = lines_of(source)
-    with pytest.raises(SourceUnusable, match=changed):
+@pytest.mark.parametrize("change", _CHANGES, ids=lambda each: each.before.split("\n")[0].strip())
+@pytest.mark.parametrize("times", [0, 2])
+def test_another_source_stays_as_it_is(source: Path, change: _Change, times: int) -> None:
+    path = source / change.path
+    text = path.read_text()
+    assert change.before in text
+    path.write_text(text.replace(change.before, change.before * times))
+    before = files_of(source)
+    with pytest.raises(SourceUnusable, match=f"{change.path} is not as it was"):
         make_quick(source)
-    assert lines_of(source) == before
-    assert not any((source / each).exists() for each in ADDED)
+    assert files_of(source) == before
+
+
+@pytest.mark.parametrize("missing", CHANGED)
+def test_a_source_without_one_of_the_files_stays_as_it_is(source: Path, missing: str) -> None:
+    (source / missing).unlink()
+    before = files_of(source)
+    with pytest.raises(SourceUnusable, match=f"there is no {missing}"):
+        make_quick(source)
+    assert files_of(source) == before
 
 
 def test_changed_already_it_is_another_source(source: Path) -> None:
-    path = source / CHANGED[1]
-    path.write_text(path.read_text() * 2)
+    make_quick(source)
+    before = files_of(source)
     with pytest.raises(SourceUnusable, match="is not as it was"):
         make_quick(source)
+    assert files_of(source) == before

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/gomaxprocs"
@@ -26,12 +27,17 @@ const (
 	// wideFor how long that is.
 	extraProcs = 6
 	wideFor    = 200 * time.Millisecond
+
+	// hurriedFor is how long after a start no thread spins.
+	hurriedFor = 500 * time.Millisecond
 )
 
 var (
 	mu     sync.Mutex
 	again  *time.Timer
 	narrow *time.Timer
+
+	hurriedUntil atomic.Int64 // in nanoseconds since 1970
 )
 
 // Quiet has no garbage collected for some seconds, and then all of it at once. A save or a restore makes
@@ -76,10 +82,24 @@ func Wide() {
 	if narrow == nil || !narrow.Stop() {
 		gomaxprocs.Add(extraProcs)
 	}
+	Hurry(hurriedFor)
 	narrow = time.AfterFunc(wideFor, func() { gomaxprocs.Add(-extraProcs) })
 }
 
 // Later calls f in a second: what a sandbox can do without when it has just begun to run.
 func Later(f func()) {
 	time.AfterFunc(time.Second, f)
+}
+
+// Hurry has Hurried say yes for that long, or for longer if it does already.
+func Hurry(d time.Duration) {
+	until := time.Now().Add(d).UnixNano()
+	if until > hurriedUntil.Load() {
+		hurriedUntil.Store(until)
+	}
+}
+
+// Hurried tells whether the processors should be left to those who have something to do.
+func Hurried() bool {
+	return time.Now().UnixNano() < hurriedUntil.Load()
 }
