@@ -17,7 +17,7 @@ from torpor.errors import SandboxError
 
 from tests.e2e import dying
 from tests.e2e.cells import tell, value
-from tests.e2e.sleeping import do, sandbox_pids, snapshots, state, status, wait
+from tests.e2e.sleeping import do, sandbox_pids, snapshots, state, status, wait, wait_status
 from tests.e2e.stores import QUIET, connected, places, store_home, torpor
 from tests.home import start, stop, torpor_home
 
@@ -142,7 +142,7 @@ class Asked:
         """However far it came, it is one kernel in one sandbox with nothing beside it."""
         self.km.is_alive()  # as a server asks every few seconds
         self.execute()
-        assert status(self.km) == "running"
+        wait_status(self.km, "running")
         wait(
             lambda: len(list((self.home / "state/k").iterdir())) == 1,
             lambda: str(list((self.home / "state/k").iterdir())),

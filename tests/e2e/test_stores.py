@@ -17,7 +17,17 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from tests.e2e.cells import run, tell, value
-from tests.e2e.sleeping import daemon_pid, do, events, sandbox_pids, snapshots, state, status, wait
+from tests.e2e.sleeping import (
+    daemon_pid,
+    do,
+    events,
+    sandbox_pids,
+    snapshots,
+    state,
+    status,
+    wait,
+    wait_status,
+)
 from tests.e2e.stores import (
     a_key,
     connected,
@@ -88,7 +98,7 @@ def test_asleep_only_what_the_store_has_is_left(home: Path, away: Path, pair: Pa
         assert holds(away, SECRET) == []
         assert status(km) == "hibernated"
         tell(kc, f"x.append({generation}); x.append(next(gen))")
-        assert status(km) == "running"
+        wait_status(km, "running")
     assert value(kc, "x[1:]") == "[1, 4, 2, 9, 3, 16]"
     wait(lambda: plaintext(home) == [], lambda: str(plaintext(home)))
     wait(lambda: sorted(places(km)) == [2, 3], lambda: str(places(km)))  # "keep" is 2

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,15 @@ class FakeBackend:
     def start_params(self, spec: SandboxSpec) -> Mapping[str, Any]:
         return {"argv": list(spec.argv), "env": dict(spec.env), "cwd": spec.cwd}
 
-    async def start(self, spec: SandboxSpec) -> Handle:
+    async def start(self, spec: SandboxSpec, *, when: Awaitable[object] | None = None) -> Handle:
         if not spec.directory.is_dir():
             raise LaunchError(f"sandbox folder {spec.directory} is not prepared")
         try:
             await self._step("process")
             self.world.live[spec.sandbox_id] = asyncio.get_running_loop().create_future()
             await self._step("link")
+            if when is not None:
+                await when
         except BaseException:
             self.world.live.pop(spec.sandbox_id, None)
             raise

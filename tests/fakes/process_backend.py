@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +116,10 @@ class ProcessBackend:
     async def stand_ready(self, spec: SandboxSpec) -> Ready:
         raise LaunchError("there is no gVisor here that could restore anything")
 
-    async def start(self, spec: SandboxSpec) -> Handle:
+    async def start(self, spec: SandboxSpec, *, when: Awaitable[object] | None = None) -> Handle:
         await self._step("start")
+        if when is not None:
+            await when
         fds = [os.open(spec.directory / n, os.O_RDWR) for n in (TO_GUEST, FROM_GUEST, GUEST_STDERR)]
         try:
             process = subprocess.Popen(

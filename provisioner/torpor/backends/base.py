@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -273,9 +273,11 @@ class Backend(Protocol):
             LaunchError: this machine refused, or it was not ready in time.
         """
 
-    async def start(self, spec: SandboxSpec) -> Handle:
+    async def start(self, spec: SandboxSpec, *, when: Awaitable[object] | None = None) -> Handle:
         """Start a prepared sandbox; returns as soon as its process exists, the guest not yet
         booted.
+
+        ``when`` is awaited when it could begin to run, and before it does: what it raises is raised.
 
         On failure or cancel no process, mount, cgroup or uid is left; the directory is, as
         prepared.

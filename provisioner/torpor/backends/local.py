@@ -113,19 +113,23 @@ class LocalBackend:
             build=self.runsc_build,
         )
 
-    async def start(self, spec: SandboxSpec) -> Handle:
+    async def start(self, spec: SandboxSpec, *, when: Awaitable[object] | None = None) -> Handle:
         undo = AsyncExitStack()
         undo.push_async_callback(self._free, spec.sandbox_id, spec.directory)
         try:
-            return await self._start(spec, undo)
+            return await self._start(spec, undo, when)
         except BaseException as exc:
             await _undone(undo, exc, spec.sandbox_id)
             if isinstance(exc, OSError) and not isinstance(exc, SandboxError):
                 raise machine_error(spec.directory, exc) from exc
             raise
 
-    async def _start(self, spec: SandboxSpec, undo: AsyncExitStack) -> Handle:
+    async def _start(
+        self, spec: SandboxSpec, undo: AsyncExitStack, when: Awaitable[object] | None
+    ) -> Handle:
         begun = await self._begin(spec, undo)
+        if when is not None:
+            await when
         await self.on_step("go")
         await begun.go()
         return begun.handle

@@ -5,6 +5,9 @@
     awake --hold--> held --sleep--> asleep --wake--> awake (or held)
       ^--release-----'                 '--- a wake that fails: still asleep
 
+A kernel that was woken and is released with ``prove_s`` gets what waits, and has to show with it that it
+works (``unproven``).
+
 Held, the link is up and the kernel stands still: its state may be saved. Asleep there is no link. In
 both, clients meet the ``desk``, which answers what only looks; everything else waits, in order, for
 ``release`` or ``wake``, and is told. So a kernel that is held may also be frozen, and go on later.
@@ -33,9 +36,10 @@ from torpor.bridge.presence import Seen, parse_seen
 from torpor.bridge.probe import Probe
 from torpor.bridge.protocol import Fifos, RequestError
 from torpor.bridge.reactor import Reactor, Timer
-from torpor.link import Opened
+from torpor.link import Channel, Opened
 
 _NO_LINK = "there is no open link to the guest"
+_GIVEN_UP = "the sandbox was given up"
 
 Ended = Callable[[RequestError | None, dict[str, Any]], None]
 
@@ -46,6 +50,12 @@ class State(enum.Enum):
     AWAKE = "awake"
     HELD = "held"
     ASLEEP = "asleep"
+
+
+@dataclass(frozen=True, slots=True)
+class _Proving:
+    ended: Ended
+    timer: Timer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,8 @@ class Hibernation:
         self._hold: Hold | None = None
         self._hold_ended: Ended | None = None
         self._waking: _Waking | None = None
+        self._proving: _Proving | None = None
+        self._announced = ""
         self._hold_id = ""
         self._asleep_as: Mapping[str, Any] | None = None  # until what was restored is released
         self.state = State.AWAKE
@@ -130,7 +142,27 @@ class Hibernation:
             if notice and self.restorable:
                 self._desk.announce(notice)
             self._awake()
+        elif self._proving is None:
+            self._proved()  # nobody will decide otherwise any more
         return {}
+
+    def release_and_prove(self, notice: str, prove_s: float, ended: Ended) -> None:
+        """Release a kernel that was restored; ``ended`` is called once it has shown that it works.
+
+        If it does not, it is awake all the same, and what it was asked is still kept: ``wake_failed``
+        answers that. With nothing to ask on shell, nothing is proved.
+
+        Raises:
+            RequestError: ``state``: not woken, or released already.
+        """
+        if self.state is not State.HELD or not self.restorable or self._hold is not None:
+            raise RequestError("state", f"the kernel is {self.state.value}, and was not just woken")
+        reason = f"the kernel did not take up what it was asked in {prove_s:g} s"
+        timer = self._reactor.later(prove_s, self._body, lambda: self._disproved(reason))
+        self._proving, self._announced = _Proving(ended, timer), notice
+        self._body.relay.heard = self._heard
+        self._body.endpoints.keep_passed()
+        self.release(notice)
 
     def sleep(self, memory: Mapping[str, Any] | None) -> dict[str, Any]:
         """Give up the link. What clients have not taken yet is still sent to them. Twice is fine.
@@ -144,10 +176,7 @@ class Hibernation:
         if self._waking is not None:
             self._stay_asleep("the kernel was put to sleep again")
         if memory is not None:
-            self._body.disconnect()  # so that what waits does not go there
-            self._break_off("the sandbox was given up")
-            self.begin_asleep(memory)
-            self._desk.forget_telling()
+            self._back_asleep(memory, _GIVEN_UP)
             self._desk.look_again()
         elif self.state is State.HELD and self._asleep_as is not None:
             self.begin_asleep(self._asleep_as)
@@ -167,17 +196,23 @@ class Hibernation:
         timer = self._reactor.later(timeout_s, self._body, lambda: self._stay_asleep(reason))
         self._waking = _Waking(ended, timer, held)
 
-    def wake_failed(self, reason: str) -> dict[str, Any]:
+    def wake_failed(self, reason: str, memory: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Answer everything that waits with an error; the kernel stays asleep.
+
+        ``memory``: from any state, and it is what it was when that was given. What was passed to it
+        since it was woken, and not taken up, is answered in the same way.
 
         Raises:
             RequestError: ``state``.
         """
+        passed = (0, 0)
+        if memory is not None:
+            passed = self._back_asleep(memory, reason)
         self._require(State.ASLEEP)
         failed, dropped = self._desk.refuse_waiting(reason)
         self._desk.forget_telling()
         self._body.endpoints.collect()
-        return {"failed": failed, "dropped": dropped}
+        return {"failed": failed + passed[0], "dropped": dropped + passed[1]}
 
     # -- what happens to the kernel ------------------------------------------------------------
 
@@ -208,26 +243,33 @@ class Hibernation:
         waking.timer.cancel()
         self._waking = None
         waiting = len(self._body.endpoints.waiting)
+        asked = self._body.endpoints.waiting.holds(Channel.SHELL)
         assert self._body.line is not None
         self._body.endpoints.attach(self._body.line)
         self.state = State.HELD
         if not waking.held:
             self._awake()
-        waking.ended(None, {"waiting": waiting})
+        waking.ended(None, {"waiting": waiting, "asked": asked})
         return True
 
     def link_failed(self, reason: str) -> bool:
         """The link broke; True if that ends a ``wake``, which is told, and changes nothing else."""
         if self._hold is not None:
             self._end_hold(reason, code="link")
+        self._disproved(reason)
         if self._waking is None:
             return False
         self._stay_asleep(reason)
         return True
 
+    def kernel_ended(self) -> None:
+        """The kernel process is no more."""
+        self._disproved("the kernel has died")
+
     def reset(self, reason: str) -> None:
         """The sandbox is given up: awake from now on. What waits, waits for the next one."""
         self._break_off(reason)
+        self._refuse_passed(reason)
         if self.state is not State.AWAKE:
             self._awake()
 
@@ -254,6 +296,43 @@ class Hibernation:
             self._end_hold(reason, code="link")
         if self._waking is not None:
             self._stay_asleep(reason)
+        self._disproved(reason)
+
+    def _heard(self, msg_id: str) -> None:
+        if self._body.endpoints.proved_by(msg_id):
+            self._proved()
+
+    def _proved(self) -> None:
+        """What was passed need not be kept any more. Idempotent."""
+        self._body.relay.heard, self._announced = None, ""
+        self._body.endpoints.proved()
+        self._end_proving(None)
+
+    def _disproved(self, reason: str) -> None:
+        """Say so; what was passed is kept until somebody decides about it. Idempotent."""
+        self._body.relay.heard = None
+        self._end_proving(RequestError("link", reason))
+
+    def _end_proving(self, error: RequestError | None) -> None:
+        proving, self._proving = self._proving, None
+        if proving is not None:
+            proving.timer.cancel()
+            proving.ended(error, {})
+
+    def _refuse_passed(self, reason: str) -> tuple[int, int]:
+        self._body.relay.heard = None
+        self._desk.withdraw(self._announced)
+        self._announced = ""
+        return self._desk.refuse(self._body.endpoints.give_up_passed(), reason)
+
+    def _back_asleep(self, memory: Mapping[str, Any], reason: str) -> tuple[int, int]:
+        """Be asleep as ``memory`` says, from any state; ``reason`` is for what was passed in vain."""
+        self._body.disconnect()  # so that what waits does not go there
+        self._break_off(_GIVEN_UP)
+        refused = self._refuse_passed(reason)
+        self.begin_asleep(memory)
+        self._desk.forget_telling()
+        return refused
 
     def _require(self, state: State) -> None:
         if self._hold is not None or self._waking is not None:

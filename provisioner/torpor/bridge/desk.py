@@ -93,6 +93,13 @@ class FrontDesk:
         self._notice += notice
         self._endpoints.watch_passing(self._passing)
 
+    def withdraw(self, notice: str) -> None:
+        """Undo ``announce``, unless that was shown already."""
+        if notice and self._notice.endswith(notice):
+            self._notice = self._notice.removesuffix(notice)
+            if not self._notice:
+                self._endpoints.watch_passing(None)
+
     def _passing(self, parts: list[Part], cut: int) -> None:
         if not runs_a_cell(parts[cut + 2], parts[cut + 5]):
             return
@@ -102,12 +109,16 @@ class FrontDesk:
         self._say(Channel.SHELL, (parts, cut), [Said("stream", content, "stream.stderr")])
 
     def refuse_waiting(self, reason: str) -> tuple[int, int]:
-        """Tell everybody who waits that it was in vain.
+        """Tell everybody who waits that it was in vain; see ``refuse``."""
+        return self.refuse(self._endpoints.waiting.take_all(), reason)
+
+    def refuse(self, entries: Sequence[tuple[Channel, Entry]], reason: str) -> tuple[int, int]:
+        """Tell whoever sent these that it was in vain.
 
         Gives the number of requests, which got an error reply, and of other messages, dropped.
         """
         replied = dropped = 0
-        for channel, entry in self._endpoints.waiting.take_all():
+        for channel, entry in entries:
             kind = kind_of(entry[0][entry[1] + 2])
             if channel is not Channel.STDIN:
                 self._say(channel, entry, refused(kind, reason))

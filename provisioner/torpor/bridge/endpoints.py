@@ -18,7 +18,8 @@ from torpor.bridge.record import Record
 from torpor.bridge.signing import Part, Signer
 from torpor.bridge.sockets import Socket, close_sockets, open_sockets, readable, receive, send
 from torpor.bridge.underway import Underway
-from torpor.bridge.waiting import ROUTED, Waiting
+from torpor.bridge.unproven import Unproven
+from torpor.bridge.waiting import ROUTED, Entry, Waiting
 from torpor.link import Channel, Message
 
 LINGER_MS = 1_000  # as ipykernel: the last replies and outputs still get out
@@ -126,6 +127,35 @@ class Endpoints:
         """Read clients' messages for the desk again: it got room."""
         for inlet in self._inlets.values():
             inlet.collect()
+
+    def keep_passed(self) -> None:
+        """Keep what is passed from now on, until ``proved`` or ``give_up_passed``."""
+        self._gate.unproven = Unproven()
+
+    def proved_by(self, msg_id: str) -> bool:
+        """Say whether something is kept, and a status about that message proves that it was needless."""
+        return self._gate.unproven is not None and self._gate.unproven.proved_by(msg_id)
+
+    def proved(self) -> None:
+        """Forget what was kept, and pass on what would have been too much to keep. Idempotent."""
+        self._gate.unproven = None
+        for inlet in self._inlets.values():
+            inlet.resume()
+
+    def replied(self, parent: Part) -> None:
+        """Note the header of what the kernel has replied to: that needs no other answer."""
+        if self._gate.unproven is not None:
+            self._gate.unproven.replied(parent)
+
+    def handled(self, msg_id: str) -> None:
+        """Note that the kernel is done with a message: some it never answers."""
+        if self._gate.unproven is not None:
+            self._gate.unproven.handled(msg_id)
+
+    def give_up_passed(self) -> list[tuple[Channel, Entry]]:
+        """Keep nothing any more; give what was kept and has no reply, each channel in order."""
+        unproven, self._gate.unproven = self._gate.unproven, None
+        return unproven.take_all() if unproven is not None else []
 
     def watch_passing(self, watch: Passing | None) -> None:
         """Have ``watch`` see every shell message just before it goes to the kernel."""

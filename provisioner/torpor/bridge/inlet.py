@@ -18,6 +18,7 @@ from torpor.bridge.reactor import Owner, Reactor
 from torpor.bridge.signing import Part, SeenSignatures, Signer
 from torpor.bridge.sockets import Socket, readable, receive
 from torpor.bridge.underway import Underway
+from torpor.bridge.unproven import Unproven
 from torpor.bridge.waiting import Entry, Waiting
 from torpor.link import Channel, MessageTooLarge, QueueFull
 
@@ -52,6 +53,7 @@ class Gate:
         "passing",
         "seen",
         "underway",
+        "unproven",
         "waiting",
     )
 
@@ -67,6 +69,7 @@ class Gate:
         self.line: Line | None = None
         self.desk: Desk | None = None
         self.passing: Passing | None = None
+        self.unproven: Unproven | None = None
 
     def admit(self, parts: list[Part]) -> int:
         """Check a client's message and sign it for the guest, in place; give where it is cut.
@@ -198,6 +201,8 @@ class Inlet:
         """Pass a message on, or drop it for good; False if the link has no room now."""
         gate = self._gate
         parts, cut = entry
+        if gate.unproven is not None and gate.unproven.full(self._channel):
+            return False
         if gate.passing is not None and self._channel is Channel.SHELL:
             gate.passing(parts, cut)
         try:
@@ -207,6 +212,8 @@ class Inlet:
             return True
         except QueueFull:
             return False
+        if gate.unproven is not None and self._channel is not Channel.STDIN:
+            gate.unproven.passed(self._channel, parts, cut)
         gate.counters.to_guest += 1
         gate.counters.to_guest_bytes += sum(map(len, parts))
         if self._channel is Channel.STDIN:

@@ -224,6 +224,7 @@ class Kernel:
         kind = body["event"]
         if kind in ("failed", "exited"):
             self._begin_anew()
+            self.hibernation.kernel_ended()
         elif kind == "dropped" and body.get("channel") in (Channel.SHELL, Channel.CONTROL):
             self.underway.clear()  # some of them will have no reply
         elif kind == "ready":

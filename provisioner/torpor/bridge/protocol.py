@@ -33,7 +33,10 @@ Hibernation (``asleep``)::
         busy: readable, and temporary: a cell is running or asks for input, a debugger has stopped
         it, a request has no reply, it or a client keeps talking. link: it has no open link.
         Held already: the memory as of now; busy also if something waits. It is held either way.
-    release {notice?}  -> {}           undo hold; what waited is passed
+    release {notice?, prove_s?} -> {}  undo hold; what waited is passed
+        With prove_s, after wake with held: true: answered only when the kernel has said that it takes
+        up something of what was passed on shell. link: it did not, and is awake. What was passed is
+        kept then, and answered with an error by wake_failed, sleep, unlink or relink.
         The notice, if the kernel was restored and not released since, is shown on stderr of the next
         cell, once, before it runs.
     sleep {memory?}    -> {waiting}    after hold: the link is given up
@@ -41,11 +44,13 @@ Hibernation (``asleep``)::
         as asleep as before, and the same snapshot can be restored again.
         With memory: from any state, as if it had slept since that was given. For the restore of an
         older snapshot. What the kernel was doing is lost, what waits is kept.
-    wake {fifo_in, fifo_out, fifo_err?, timeout_s?, held?} -> {waiting}
+    wake {fifo_in, fifo_out, fifo_err?, timeout_s?, held?} -> {waiting, asked}
+        asked: something of what waits is for the kernel's shell.
         The link to the restored guest is open, and what waited is being passed; with held: true only
         after release. fifo, link: still asleep, everything still waits.
-    wake_failed {reason} -> {failed, dropped}
-        Every waiting request got an error reply; the kernel is still asleep.
+    wake_failed {reason, memory?} -> {failed, dropped}
+        Every waiting request got an error reply; the kernel is still asleep. With memory: from any
+        state, and what was passed in vain after release with prove_s got one, too.
 
     {"event": "intent", "kernel_id", "msg_type"}           once until awake, or wake_failed
     {"event": "shutdown_wanted", "kernel_id", "restart"}   was answered; the daemon is to do it

@@ -43,6 +43,8 @@ class Relay:
         self._counters = kernel.counters
         self._finished = finished
         self.probe: Probe | None = None
+        self.heard: Callable[[str], None] | None = None
+        """Is told of which message the kernel says that it is at work on it, or done."""
 
     def message(self, message: Message) -> None:
         """Pass one message on, or drop and count it; it is finished in its turn either way."""
@@ -86,8 +88,11 @@ class Relay:
                 self._underway.debugged(kind, body[3])
             return False
         state, msg_id = status
+        if self.heard is not None:
+            self.heard(msg_id)
         if state == "idle":
             self._underway.handled(msg_id)
+            self._endpoints.handled(msg_id)
         if not msg_id.startswith(MSG_ID):
             return False
         if self.probe is not None:
@@ -99,6 +104,7 @@ class Relay:
             self._underway.asked()
             return
         self._underway.replied(body[1])
+        self._endpoints.replied(body[1])
         if kind == "debug_reply":
             self._underway.debugged(kind, body[3])
 

@@ -35,6 +35,7 @@ IDLE_EXIT_S = 30.0
 MAX_RPC_TIMEOUT_S = 3_600.0
 HOLD_S = 5.0
 WAKE_S = 10.0
+PROVE_S = 10.0
 MAX_WAIT_S = 60.0
 CONTEXT_LINGER_S = 1.5
 
@@ -78,7 +79,6 @@ class Server:
             "relink": self._relink,
             "unlink": self._unlink,
             "close": self._close,
-            "release": self._release,
             "sleep": lambda request: self._kernel(request).hibernation.sleep(parse_memory(request)),
             "wake_failed": self._wake_failed,
             "list": lambda _: {"kernels": sorted(self.kernels)},
@@ -88,6 +88,7 @@ class Server:
             "rpc": self._rpc,
             "hold": self._hold,
             "wake": self._wake,
+            "release": self._release,
         }
         self._consider_idle()
 
@@ -195,13 +196,18 @@ class Server:
         hibernation = self._kernel(request).hibernation
         hibernation.wake(parse_fifos(request), timeout_s, held=held, ended=_ended(answer))
 
-    def _release(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        released = self._kernel(request).hibernation.release(parse_notice(request))
+    def _release(self, request: Mapping[str, Any], answer: Answer) -> None:
+        hibernation, notice = self._kernel(request).hibernation, parse_notice(request)
+        if request.get("prove_s") is None:
+            answer({"ok": True, "result": hibernation.release(notice)})
+        else:
+            prove_s = parse_number(request, "prove_s", PROVE_S, MAX_WAIT_S)
+            hibernation.release_and_prove(notice, prove_s, _ended(answer))
         self._starter.consider()  # nobody may be waiting any more
-        return released
 
     def _wake_failed(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        failed = self._kernel(request).hibernation.wake_failed(parse_reason(request))
+        hibernation = self._kernel(request).hibernation
+        failed = hibernation.wake_failed(parse_reason(request), parse_memory(request))
         self._starter.consider()
         return failed
 

@@ -76,10 +76,13 @@ class Ahead:
             self._coming.add(kernel_id)
             self._tasks.start(self._care(kernel), name=f"sandbox ahead for {kernel_id}")
 
-    async def go(self, kernel: Kernel, snapshot: Snapshot) -> SandboxRow | None:
+    async def go(
+        self, kernel: Kernel, snapshot: Snapshot, *, when: Awaitable[object] | None = None
+    ) -> SandboxRow | None:
         """Have the kernel restored in the sandbox that stands ready for it; give that one's row.
 
-        Under the kernel's lock. None when there is none, or it is of no use: nothing is left of it.
+        ``when`` is awaited before: what it raises is raised. Under the kernel's lock. None when there
+        is none, or it is of no use: nothing is left of it.
         """
         standing = self._standing.pop(kernel.row.kernel_id, None)
         if standing is None:
@@ -96,6 +99,12 @@ class Ahead:
             raise
         if ready is None:
             return None
+        try:
+            if when is not None:
+                await when
+        except BaseException:
+            await self._remove(standing.row, ready)
+            raise
         try:
             return await self._go(kernel, standing, ready)
         except BaseException as exc:

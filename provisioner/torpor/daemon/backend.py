@@ -7,7 +7,7 @@ error says what to do. A runsc that is installed or upgraded meanwhile counts fr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -81,8 +81,8 @@ class ConfiguredBackend:
     async def stand_ready(self, spec: SandboxSpec) -> Ready:
         return await (await self._usable()).stand_ready(spec)
 
-    async def start(self, spec: SandboxSpec) -> Handle:
-        return await (await self._usable()).start(spec)
+    async def start(self, spec: SandboxSpec, *, when: Awaitable[object] | None = None) -> Handle:
+        return await (await self._usable()).start(spec, when=when)
 
     async def exited(self, handle: Handle) -> Exit:
         return await self._local.exited(handle)

@@ -27,7 +27,7 @@ from torpor.daemon.logs import about, log
 from torpor.daemon.parts import Parts
 from torpor.daemon.records import KernelRow
 from torpor.daemon.transfers import Transfer
-from torpor.daemon.waking import Waking, Watch, notice
+from torpor.daemon.waking import NotTakenUp, Waking, Watch, notice
 from torpor.errors import (
     BackendUnavailable,
     Busy,
@@ -57,6 +57,10 @@ class Sleeper:
         self._ahead = ahead
         self._waking = Waking(parts, watch, ahead)
         self._turns = asyncio.Semaphore(at_once)
+
+    async def aclose(self) -> None:
+        """Leave what can wait to the next daemon. Twice is fine."""
+        await self._waking.aclose()
 
     # -- deeper, under the kernel's lock -------------------------------------------------------
 
@@ -235,11 +239,11 @@ class Sleeper:
         kernel.moving = "waking"
         kernel.notify()
         try:
-            async with at_hand:  # a store may hang: that takes nobody's turn
+            async with at_hand as snapshot:  # a store may hang: that takes nobody's turn
                 kernel.moving = "waking"
                 kernel.notify()
                 async with self._turns:
-                    await self._waking.wake(kernel, await self._template(kernel))
+                    await self._waking.wake(kernel, snapshot, await self._template(kernel))
         except BaseException as exc:
             if kernel.row.status is Status.LIVE:  # it is awake: only its caller has left
                 raise
@@ -248,7 +252,7 @@ class Sleeper:
             log("not woken", level=logging.INFO if left else logging.ERROR, error=exc)
             kernel.outlook = ""
             reason = None if left else f"the kernel could not be woken: {why}"
-            undo = self._waking.undo(kernel, reason)
+            undo = self._waking.undo(kernel, reason, released=isinstance(exc, NotTakenUp))
             await run_to_end(undo, within_s=_UNDO_S, name="sleep on")
             raise
         finally:

@@ -144,23 +144,23 @@ class Snapshots:
             manifest = (await making).manifest
             await self.drop(manifest.kernel_id, manifest.generation)
 
-    async def usable(self, row: KernelRow, template: Template | None, build: Build) -> Snapshot:
-        """Give the snapshot that a kernel sleeps in, its content read and compared.
+    async def require_usable(
+        self, snapshot: Snapshot, template: Template | None, build: Build
+    ) -> None:
+        """Compare a snapshot, its content included, with what was written and with this machine.
 
         Raises:
-            SnapshotUnusable: it is gone or damaged, or does not fit this machine as it is now.
+            SnapshotUnusable: it is damaged, or does not fit this machine as it is now.
         """
 
-        def work() -> Snapshot:
-            snapshot = self._present(row)
+        def work() -> None:
             manifest = snapshot.manifest
             if why := mismatch(manifest, self._facts(snapshot, template, build)):
                 raise SnapshotUnusable(why)
             if why := self.store.verify(snapshot):
                 raise SnapshotUnusable(f"its snapshot is damaged: {why}")
-            return snapshot
 
-        return await asyncio.to_thread(work)
+        await asyncio.to_thread(work)
 
     async def copy(self, snapshot: Snapshot, kernel_id: str) -> Snapshot:
         """Make a copy the first snapshot of another kernel. All or nothing.

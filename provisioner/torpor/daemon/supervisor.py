@@ -34,6 +34,8 @@ from torpor.template import Template
 
 _SIGNAL_S = 5.0
 _BUSY_WITHIN_S = 2.0
+_BUSY_LOOKS = 3
+"""A kernel is busy a moment before its cell runs: an interrupt then has ipykernel drop the reply."""
 
 
 class Supervisor:
@@ -316,10 +318,11 @@ class Supervisor:
         with about(kernel.row.kernel_id), contextlib.suppress(SandboxError, BridgeRefused):
             async with kernel.lock:
                 pass  # whatever moved it is over
-            until = time.monotonic() + _BUSY_WITHIN_S
+            until, busy = time.monotonic() + _BUSY_WITHIN_S, 0
             while kernel.tier is Tier.AWAKE and time.monotonic() < until:
                 status = await self._parts.bridge.call("status", kernel_id=kernel.row.kernel_id)
-                if status.get("execution_state") == "busy":
+                busy += status.get("execution_state") == "busy"
+                if busy == _BUSY_LOOKS:
                     await self._tell_signal(kernel, signal.SIGINT)
                     return
                 if not status.get("busy_reason"):  # what was meant is over
@@ -356,6 +359,7 @@ class Supervisor:
         if launches:
             await asyncio.wait(launches)
         await self._ahead.aclose()
+        await self.sleeper.aclose()
 
 
 def _new_row(plan: Plan, owner: Process | None) -> KernelRow:

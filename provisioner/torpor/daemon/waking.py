@@ -20,6 +20,7 @@ from torpor.daemon.machine import available_bytes
 from torpor.daemon.parts import Parts
 from torpor.daemon.plan import fifos
 from torpor.daemon.records import KernelRow, SandboxRow
+from torpor.daemon.tasks import Tasks
 from torpor.errors import AtCapacity, BackendUnavailable, LaunchError, SnapshotUnusable
 from torpor.lifecycle import Status, run_to_end
 from torpor.snapshot import outside
@@ -28,8 +29,9 @@ from torpor.template import MIB, Template
 
 _LINK_S = 30.0
 _CHECK_S = 10.0
-_RELEASED_S = 120.0
-"""The next thing that is asked of the kernel waits until its old snapshots are off the disk."""
+_RELEASED_S = 30.0
+_OLDER_S = 0.2
+"""The cell that has woken a kernel has the processors for so long before older snapshots are freed."""
 _OFFER = (
     "Run this again to try once more, or restart the kernel to start fresh; "
     "what there is of its snapshot is kept."
@@ -42,16 +44,30 @@ _SPARE_BYTES = 64 * MIB
 Watch = Callable[[Kernel, SandboxRow, Handle], None]
 
 
+class NotTakenUp(LaunchError):
+    """A restored kernel was passed what waited for it, and did not take that up."""
+
+
 class Waking:
-    """Restores kernels; the caller holds the kernel's lock, and calls ``undo`` if it fails."""
+    """Restores kernels; the caller holds the kernel's lock, and calls ``undo`` if it fails.
+
+    Before anything is passed to a kernel it has answered the guest, or, if a cell waits, that is the
+    health check: the kernel has to say that it takes it up. Then its row says that it is awake before
+    the cell is passed, so that no daemon passes it twice, and asleep again if the kernel fails.
+    """
 
     def __init__(self, parts: Parts, watch: Watch, ahead: Ahead) -> None:
         self._parts = parts
         self._watch = watch
         self._ahead = ahead
+        self._tasks = Tasks()
 
-    async def wake(self, kernel: Kernel, template: Template | None) -> None:
-        """Bring a sleeping kernel back.
+    async def aclose(self) -> None:
+        """Leave snapshots that were to be freed to the next wake. Twice is fine."""
+        await self._tasks.aclose()
+
+    async def wake(self, kernel: Kernel, snapshot: Snapshot, template: Template | None) -> None:
+        """Bring a sleeping kernel back from its snapshot, which the caller holds.
 
         It is awake as soon as its row says so; if this raises then, its caller was cancelled.
 
@@ -60,56 +76,87 @@ class Waking:
             AtCapacity: there is no memory for it.
             LaunchError, BackendUnavailable: it could not be restored, or does not answer.
         """
-        parts, row = self._parts, kernel.row
-        snapshot = await parts.snapshots.usable(row, template, await parts.backend.build())
-        assert template is not None  # "usable" refuses where there is none
-        _require_memory(snapshot)
-        manifest = snapshot.manifest
-        lost = await asyncio.to_thread(outside.lost, manifest.workspace, manifest.outside)
-        with parts.snapshots.held(snapshot):
-            try:
-                async with asyncio.timeout(WAKE_S):
-                    sandbox = await self._restore(kernel, template, snapshot)
-            except TimeoutError as exc:
-                raise LaunchError(f"restoring it took more than {WAKE_S:g} s") from exc
-            except LaunchError as exc:
-                if why := outside.why_not_restored(lost):
-                    raise SnapshotUnusable(why) from exc
-                raise
+        row = kernel.row
+        checking = asyncio.create_task(self._checked(snapshot, template), name="check snapshot")
+        try:
+            async with asyncio.timeout(WAKE_S):
+                if template is None:
+                    await checking
+                assert template is not None  # without one it is not usable
+                sandbox, asked = await self._restore(kernel, template, snapshot, checking)
+        except TimeoutError as exc:
+            raise LaunchError(f"restoring it took more than {WAKE_S:g} s") from exc
+        except LaunchError as exc:
+            if why := outside.why_not_restored(await checking):
+                raise SnapshotUnusable(why) from exc
+            raise
+        finally:
+            await _left(checking)
         kernel.row = replace(
             row,
             status=Status.LIVE,
             sandbox_id=sandbox.sandbox_id,
             reason=None,
             slept_s=max(0.0, time.time() - row.tier_since) if row.tier_since else 0.0,
-            lost=tuple(each.to_json() for each in lost),
+            lost=tuple(each.to_json() for each in await checking),
             tier_since=time.time(),
         )
         try:
-            parts.registry.put_kernel(kernel.row)
+            self._parts.registry.put_kernel(kernel.row)
         except BaseException:
             kernel.row = row
             raise
         kernel.shut_down = None
-        released = self._released(kernel)
+        released = self._released(kernel, row, asked=asked)
         await run_to_end(released, within_s=_RELEASED_S, name="released")
+        self._tasks.start(self._free_older(kernel.row), name="free older snapshots")
 
-    async def _released(self, kernel: Kernel) -> None:
-        # If that fails: the next bridge has it awake.
-        await self._tell("release", kernel, notice=notice(kernel.row))
+    async def _checked(self, snapshot: Snapshot, template: Template | None) -> list[outside.Lost]:
+        """Give what it cannot keep. Raises as ``wake``: it cannot be restored here, or not now."""
+        parts, manifest = self._parts, snapshot.manifest
+        await parts.snapshots.require_usable(snapshot, template, await parts.backend.build())
+        _require_memory(snapshot)
+        return await asyncio.to_thread(outside.lost, manifest.workspace, manifest.outside)
+
+    async def _released(self, kernel: Kernel, asleep: KernelRow, *, asked: bool) -> None:
+        if asked:
+            await self._taken_up(kernel, asleep)
+        else:  # if that fails: the next bridge has it awake
+            await self._tell("release", kernel, notice=notice(kernel.row))
         kernel.moving = ""
         kernel.notify()
+
+    async def _free_older(self, row: KernelRow) -> None:
+        await asyncio.sleep(_OLDER_S)
         try:
             await asyncio.to_thread(self._parts.registry.sync)  # which snapshot is its newest
         except OSError as exc:
             log("old snapshots stay", level=logging.WARNING, error=exc)
             return
-        await self._parts.snapshots.answered(kernel.row)
+        await self._parts.snapshots.answered(row)
 
-    async def undo(self, kernel: Kernel, reason: str | None) -> None:
+    async def _taken_up(self, kernel: Kernel, asleep: KernelRow) -> None:
+        release = self._parts.bridge.call(
+            "release",
+            within_s=_CHECK_S + 2,
+            kernel_id=kernel.row.kernel_id,
+            notice=notice(kernel.row),
+            prove_s=_CHECK_S,
+        )
+        try:
+            await kernel.while_it_lives(release)
+        except BackendUnavailable as exc:  # the next bridge has it awake
+            log("bridge not told", level=logging.WARNING, error=exc, op="release")
+        except (BridgeRefused, LaunchError) as exc:
+            self._parts.registry.put_kernel(asleep)  # if that fails it is awake, such as it is
+            kernel.row = asleep
+            raise NotTakenUp(f"the restored kernel does not answer: {exc}") from exc
+
+    async def undo(self, kernel: Kernel, reason: str | None, *, released: bool) -> None:
         """Leave nothing of a failed wake but the snapshot, and tell whoever waits.
 
-        ``reason`` None: it did not fail, its caller has left; whoever waits asks again.
+        ``reason`` None: it did not fail, its caller has left; whoever waits asks again. ``released``:
+        what waited was passed to the kernel already.
         """
         parts = self._parts
         kernel.forget_sandbox()
@@ -118,8 +165,12 @@ class Waking:
             await self._tell("sleep", kernel, memory=dict(memory))
         else:
             self._note(kernel, reason)
-            await self._tell("sleep", kernel)
-            await self._tell("wake_failed", kernel, reason=f"{reason}\n{_OFFER}")
+            back: dict[str, Any] = {}
+            if released:
+                back["memory"] = dict(await parts.snapshots.memory(kernel.row))
+            else:
+                await self._tell("sleep", kernel)
+            await self._tell("wake_failed", kernel, reason=f"{reason}\n{_OFFER}", **back)
         await parts.free_sandboxes_of(kernel.row.kernel_id)
 
     def _note(self, kernel: Kernel, reason: str) -> None:
@@ -135,8 +186,15 @@ class Waking:
         except (BridgeRefused, BackendUnavailable) as exc:
             log("bridge not told", level=logging.WARNING, error=exc, op=op)
 
-    async def _restore(self, kernel: Kernel, template: Template, snapshot: Snapshot) -> SandboxRow:
-        sandbox = await self._ahead.go(kernel, snapshot)
+    async def _restore(
+        self,
+        kernel: Kernel,
+        template: Template,
+        snapshot: Snapshot,
+        checking: asyncio.Task[list[outside.Lost]],
+    ) -> tuple[SandboxRow, bool]:
+        """``checking`` goes on while the sandbox is made; nothing is restored before it has ended."""
+        sandbox = await self._ahead.go(kernel, snapshot, when=checking)
         if sandbox is not None:
             try:
                 return await self._answered(kernel, snapshot, sandbox)
@@ -145,36 +203,45 @@ class Waking:
                 kernel.forget_sandbox()
                 await self._tell("sleep", kernel)
                 await self._parts.free_sandboxes_of(kernel.row.kernel_id)
-        sandbox = await self._start(kernel, template, snapshot)
+        sandbox = await self._start(kernel, template, snapshot, checking)
         return await self._answered(kernel, snapshot, sandbox)
 
     async def _answered(
         self, kernel: Kernel, snapshot: Snapshot, sandbox: SandboxRow
-    ) -> SandboxRow:
+    ) -> tuple[SandboxRow, bool]:
+        """Give the sandbox, and whether a cell waits: then it has not answered anything yet."""
         kernel.guest = GuestState(phase=Phase.READY, generation=snapshot.manifest.kernel_generation)
         self._watch(kernel, sandbox, Handle.from_json(sandbox.handle or {}))
-        await self._answering(kernel, sandbox)
-        return sandbox
+        return sandbox, await self._answering(kernel, sandbox)
 
-    async def _start(self, kernel: Kernel, template: Template, snapshot: Snapshot) -> SandboxRow:
+    async def _start(
+        self,
+        kernel: Kernel,
+        template: Template,
+        snapshot: Snapshot,
+        checking: asyncio.Task[list[outside.Lost]],
+    ) -> SandboxRow:
         parts, sandbox_id = self._parts, f"t{secrets.token_hex(8)}"
         sandbox = SandboxRow(sandbox_id, kernel.row.kernel_id, parts.paths.kernels / sandbox_id)
         parts.registry.put_sandbox(sandbox)
         spec = restored_spec(kernel.row, sandbox, template, snapshot)
         await parts.backend.prepare_saved(spec)
-        handle = await parts.backend.start(spec)
+        handle = await parts.backend.start(spec, when=checking)
         sandbox = replace(sandbox, handle=handle.to_json())
         parts.registry.put_sandbox(sandbox)
         return sandbox
 
-    async def _answering(self, kernel: Kernel, sandbox: SandboxRow) -> None:
-        """Return once the restored kernel has answered; fail as soon as its sandbox ends."""
+    async def _answering(self, kernel: Kernel, sandbox: SandboxRow) -> bool:
+        """Give whether something waits that the restored kernel can be checked with.
+
+        Else it has answered another question. Fails as soon as its sandbox ends.
+        """
         bridge, kernel_id = self._parts.bridge, kernel.row.kernel_id
 
-        async def ask() -> None:
+        async def ask() -> bool:
             if kernel_id not in bridge.held:
                 raise BackendUnavailable("the bridge is just coming back: try again")
-            await bridge.call(
+            woken = await bridge.call(
                 "wake",
                 within_s=_LINK_S + 2,
                 kernel_id=kernel_id,
@@ -182,12 +249,23 @@ class Waking:
                 held=True,
                 **fifos(sandbox.directory),
             )
-            await bridge.rpc(kernel_id, "check", {}, timeout_s=_CHECK_S)
+            asked = woken.get("asked") is True
+            if not asked:
+                await bridge.rpc(kernel_id, "check", {}, timeout_s=_CHECK_S)
+            return asked
 
         try:
-            await kernel.while_it_lives(ask())
+            return await kernel.while_it_lives(ask())
         except BridgeRefused as exc:
             raise LaunchError(f"the restored kernel does not answer: {exc}") from exc
+
+
+async def _left(task: asyncio.Task[Any]) -> None:
+    """End a task whose outcome nobody asks for any more; one that has ended is fine."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 def notice(row: KernelRow) -> str:

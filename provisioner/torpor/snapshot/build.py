@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,23 +100,35 @@ class Snapshots:
         self._listed.pop(folder, None)
         self._manifests.pop(folder, None)
 
+    def learn(self, snapshot: Snapshot) -> None:
+        """Take note of one that was just published, as reading it takes some milliseconds."""
+        with suppress(OSError):
+            now = identity((snapshot.folder / MANIFEST).lstat())
+            self._remember(snapshot.folder, now, snapshot.manifest)
+
     def _manifest(self, folder: Path, now: Identity) -> SnapshotManifest:
         known = self._manifests.get(folder)
-        if known and known[0] == now:
+        if known and known[0] == now and is_complete(known[1].files):
             return known[1]
-        raw = read_plain(folder / MANIFEST, MANIFEST_LIMIT_BYTES)
-        manifest = parse_snapshot(raw, owner_uid=os.geteuid())
-        if (manifest.kernel_id, str(manifest.generation)) != (folder.parent.name, folder.name):
-            raise SnapshotUnusable(
-                f"the manifest in {folder} is that of another snapshot", hint="move it back"
-            )
+        manifest = known[1] if known and known[0] == now else _read(folder)
         manifest = with_kept(manifest, folder)
-        if not is_complete(manifest.files):
-            return manifest
-        if len(self._manifests) >= _MANIFESTS_KNOWN:
+        self._remember(folder, now, manifest)
+        return manifest
+
+    def _remember(self, folder: Path, now: Identity, manifest: SnapshotManifest) -> None:
+        if len(self._manifests) >= _MANIFESTS_KNOWN and folder not in self._manifests:
             self._manifests.clear()
         self._manifests[folder] = (now, manifest)
-        return manifest
+
+
+def _read(folder: Path) -> SnapshotManifest:
+    raw = read_plain(folder / MANIFEST, MANIFEST_LIMIT_BYTES)
+    manifest = parse_snapshot(raw, owner_uid=os.geteuid())
+    if (manifest.kernel_id, str(manifest.generation)) != (folder.parent.name, folder.name):
+        raise SnapshotUnusable(
+            f"the manifest in {folder} is that of another snapshot", hint="move it back"
+        )
+    return manifest
 
 
 def listed(manifest: SnapshotManifest, folder: Path) -> Listed:

@@ -167,7 +167,9 @@ class Shelf:
             sync_folder(self.root)
             undo.pop_all()
         self.digests.moved(draft / IMAGE, folder / IMAGE, manifest.files)
-        return Snapshot(manifest, folder)
+        snapshot = Snapshot(manifest, folder)
+        self._snapshots.learn(snapshot)
+        return snapshot
 
     def forget(self, folder: Path) -> None:
         """Read again what is beside the image of that snapshot, as more is known of it now."""

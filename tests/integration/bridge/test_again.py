@@ -51,7 +51,7 @@ async def test_a_wake_that_is_taken_back_leaves_the_same_snapshot(bed: Bed, how:
     dealer.send_multipart(bed.raw.request(code="2"))
     await bed.waits(1)
     for _ in range(2 if how == "twice" else 1):
-        assert await bed.wake(held=True) == {"waiting": 1}
+        assert await bed.wake(held=True) == {"waiting": 1, "asked": True}
         await check(bed)
         if how == "died":
             bed.guest.event(event="exited", generation=1, exit_code=-9, stderr_tail="")

@@ -210,7 +210,7 @@ async def test_intent_is_told_once_and_waits(bed: Bed, kind: str) -> None:
     await bed.waits(2)
     assert bed.told("intent") == [{"event": "intent", "kernel_id": "k1", "msg_type": kind}]
     assert (await ask(bed, control, "kernel_info_request"))["content"] == KERNEL_INFO
-    assert await bed.wake() == {"waiting": 2}
+    assert await bed.wake() == {"waiting": 2, "asked": True}
     await bed.until(lambda: bed.guest.heard == ["comm_info_request", kind, kind])
     assert (await bed.status())["state"] == "awake"
 

@@ -63,7 +63,7 @@ async def test_waking_and_still_held(bed: Bed) -> None:
     dealer = bed.raw.dealer()
     dealer.send_multipart(bed.raw.request(code="1"))
     await bed.waits(1)
-    assert await bed.wake(held=True) == {"waiting": 1}
+    assert await bed.wake(held=True) == {"waiting": 1, "asked": True}
     status = await bed.status()
     assert (status["state"], status["link"], status["waiting"]) == ("held", "open", 1)
     answer = await bed.call("rpc", method="status", params={})
@@ -167,7 +167,7 @@ async def test_a_killed_bridge_leaves_a_kernel_that_sleeps_on(bed: Bed) -> None:
     dealer.send_multipart(bed.raw.request(code="kept"))
     await bed.waits(1)
     assert len(bed.told("intent")) == 1
-    assert await bed.wake() == {"waiting": 1}
+    assert await bed.wake() == {"waiting": 1, "asked": True}
     assert bed.raw.read(await receive(dealer))["content"]["status"] == "ok"
     assert bed.guest.ran == ["kept"]
     await bed.fall_asleep()  # and so on

@@ -129,7 +129,8 @@ async def test_a_kernel_that_wakes_meanwhile_does_not_wait(
 ) -> None:
     snapshot = await slept(snapshots, world)
     row = world.kernels[KERNEL].row
-    assert await snapshots.usable(row, Template(), BUILD) == snapshot
+    assert snapshots.store.get(row.kernel_id, row.generation) == snapshot
+    await snapshots.require_usable(snapshot, Template(), BUILD)
     assert await snapshots.missing(row) is None
     assert await snapshots.memory(row) == {}
     assert not is_kept(snapshot)
@@ -189,7 +190,7 @@ async def test_one_that_was_touched_since_is_told_and_stays(
     assert world.here() == [(KERNEL, 1)]
     assert not is_kept(snapshot)
     with pytest.raises(SnapshotUnusable, match=r"damaged: .* was changed after it was written"):
-        await snapshots.usable(world.kernels[KERNEL].row, Template(), BUILD)
+        await snapshots.require_usable(snapshot, Template(), BUILD)
 
 
 class Slow:
