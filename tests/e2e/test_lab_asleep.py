@@ -117,7 +117,7 @@ async def test_open_tabs_only_look(lab: str, torpor_env: Path) -> None:  # noqa:
     assert set(sandbox_pids(torpor_env)) < set(before)
     assert text_of(await tab.execute("x += 1; x")) == "2"
     async with asyncio.timeout(10):  # the reply may come first
-        while await status(kernel_id) != "running":
+        while await status(kernel_id) != "running":  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     tab.close()
     await asyncio.to_thread(request, lab, f"api/kernels/{kernel_id}", "DELETE")
