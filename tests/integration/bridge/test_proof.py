@@ -26,7 +26,6 @@ from tests.integration.bridge.test_recovery import kill_bridge
 MUTE = ("execute_request",)
 LONG_S = 30.0  # nothing here waits for so long
 MIB = 1 << 20
-UNDECIDED = pytest.mark.xfail(reason="what is kept then is kept for ever, also what has a reply")
 
 Answer = asyncio.Task[dict[str, Any]]
 
@@ -569,7 +568,6 @@ async def test_plain_release_lets_flow_what_was_too_much(bed: Bed) -> None:
     assert (await bed.status())["waiting"] == 0
 
 
-@UNDECIDED
 async def test_when_nobody_decides_a_kernel_that_works_goes_on(bed: Bed) -> None:
     """The daemon that has asked for the proof is no more, and the next one finds the kernel awake."""
     dealer = bed.raw.dealer()
