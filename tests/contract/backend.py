@@ -199,6 +199,32 @@ class BackendContract:
             await subject.backend().start(subject.spec())
         assert subject.leftovers() == []
 
+    async def test_what_has_to_be_waited_for_is_waited_for(self, subject: Subject) -> None:
+        backend, spec = subject.backend(), subject.spec()
+        await backend.prepare(spec)
+        when: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        starting = asyncio.create_task(backend.start(spec, when=when))
+        await asyncio.sleep(0.5)
+        assert not starting.done()
+        when.set_result(None)
+        async with asyncio.timeout(20):
+            assert await backend.alive(await starting)
+        await backend.destroy(spec.sandbox_id, spec.directory)
+        assert subject.leftovers() == []
+
+    async def test_what_is_waited_for_and_fails_is_raised_and_leaves_nothing(
+        self, subject: Subject
+    ) -> None:
+        async def refuse() -> None:
+            await asyncio.sleep(0.2)
+            raise SandboxGone("it does not fit")
+
+        backend, spec = subject.backend(), subject.spec()
+        await backend.prepare(spec)
+        with pytest.raises(SandboxGone, match="it does not fit"):
+            await backend.start(spec, when=refuse())
+        await _check_undone(subject, spec, "when")
+
     async def test_failing_at_any_step_leaves_nothing(self, subject: Subject) -> None:
         for step in subject.steps:
             backend, spec = subject.backend(fail_at=step), subject.spec(f"f-{step}")
