@@ -17,7 +17,16 @@ from jupyter_client.manager import KernelManager
 from torpor.errors import NoRoom, SandboxError, StoreUnavailable
 
 from tests.e2e.cells import run, tell, value
-from tests.e2e.sleeping import do, events, sandbox_pids, snapshots, state, status, wait
+from tests.e2e.sleeping import (
+    do,
+    events,
+    sandbox_pids,
+    snapshots,
+    state,
+    status,
+    wait,
+    wait_status,
+)
 from tests.e2e.stores import (
     a_key,
     configure,
@@ -191,7 +200,7 @@ def must_not_wake(home: Path, km: KernelManager, kc: BlockingKernelClient, said:
     assert ran.error is not None
     assert "could not be woken" in ran.reply["evalue"]
     assert said in ran.reply["evalue"]
-    assert status(km) == "hibernated"
+    wait_status(km, "hibernated")  # the reply may come first
     assert said in state(km)["reason"]
     assert plaintext(home) == []
     assert list((home / "state/snapshots").glob("+drafts/.draft-*")) == []

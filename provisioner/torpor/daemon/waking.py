@@ -165,6 +165,8 @@ class Waking:
             await self._tell("sleep", kernel, memory=dict(memory))
         else:
             self._note(kernel, reason)
+            kernel.moving = ""  # whoever gets the error and looks is to see that it sleeps
+            kernel.notify()
             back: dict[str, Any] = {}
             if released:
                 back["memory"] = dict(await parts.snapshots.memory(kernel.row))
