@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ def connected(state: dict[str, Any]) -> Iterator[BlockingKernelClient]:
 
 def plaintext(home: Path) -> list[str]:
     """Give the snapshots of kernels on the disk of a home."""
-    root = home / "state/snapshots"
-    return sorted(
-        str(path.relative_to(root)) for path in root.glob("*/*") if path.parent.name[0] != "+"
-    )
+    root, found = home / "state/snapshots", []
+    for folder in root.glob("[!+]*"):
+        with suppress(FileNotFoundError, NotADirectoryError):  # it goes just now
+            found += [str(path.relative_to(root)) for path in folder.iterdir()]
+    return sorted(found)
