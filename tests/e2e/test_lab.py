@@ -55,7 +55,9 @@ def lab(torpor_env: Path, tmp_path: Path) -> Iterator[str]:
                 try:
                     request(base, "api/status")
                     break
-                except OSError:
+                except OSError as exc:
+                    if isinstance(exc, urllib.error.HTTPError):  # it is up, and not yet ready
+                        exc.close()
                     assert time.monotonic() < deadline, (tmp_path / "lab.log").read_text()
                     assert server.poll() is None, (tmp_path / "lab.log").read_text()
                     time.sleep(0.2)
