@@ -57,6 +57,11 @@ def snapshots() -> list[dict[str, Any]]:
     return asyncio.run(SleepClient(Client(user_paths())).snapshots())
 
 
+def generations(km: KernelManager) -> list[int]:
+    """Give the generations of a kernel that are on disk."""
+    return [each["generation"] for each in snapshots() if each["kernel_id"] == km.kernel_id]
+
+
 def sandbox_pids(home: Path) -> list[int]:
     """Give the processes of all sandboxes."""
     return sorted(processes_of(home, services=False))

@@ -20,6 +20,7 @@ from tests.e2e.cells import Ran, drain, reply_to, tell, value
 from tests.e2e.sleeping import (
     daemon_pid,
     do,
+    generations,
     own_kernel,
     sandbox_pids,
     snapshots,
@@ -97,10 +98,6 @@ def lines(workspace: Path) -> int:
     """Give how often a cell has run that says so in a file."""
     ran = workspace / "ran"
     return ran.read_text().count("once\n") if ran.exists() else 0
-
-
-def generations(km: KernelManager) -> list[int]:
-    return [each["generation"] for each in snapshots() if each["kernel_id"] == km.kernel_id]
 
 
 def told_of(km: KernelManager) -> tuple[str, str]:

@@ -17,7 +17,16 @@ from torpor.errors import SandboxError
 
 from tests.e2e import dying
 from tests.e2e.cells import tell, value
-from tests.e2e.sleeping import do, sandbox_pids, snapshots, state, status, wait, wait_status
+from tests.e2e.sleeping import (
+    do,
+    generations,
+    sandbox_pids,
+    snapshots,
+    state,
+    status,
+    wait,
+    wait_status,
+)
 from tests.e2e.stores import QUIET, connected, places, store_home, torpor
 from tests.home import start, stop, torpor_home
 
@@ -154,10 +163,6 @@ class Asked:
 
     def drafts(self) -> list[Path]:
         return list((self.home / "state/snapshots/+drafts").glob(".draft-*"))
-
-
-def generations(km: KernelManager) -> list[int]:
-    return [each["generation"] for each in snapshots() if each["kernel_id"] == km.kernel_id]
 
 
 def some(steps: int) -> list[int]:
