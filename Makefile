@@ -23,7 +23,7 @@ ALIKE := $(addprefix tests/,unit/bridge unit/cli unit/daemon unit/guest unit/lif
 	e2e/test_fork.py e2e/test_hibernation_faults.py e2e/test_hibernation_model.py \
 	e2e/test_live_state.py e2e/test_rollback.py e2e/test_stores.py e2e/test_stores_faults.py e2e/test_hibernation_alone.py \
 	e2e/test_hibernation_cost.py e2e/test_hibernation_outside.py e2e/test_hibernation_races.py \
-	e2e/test_hibernation_steps.py e2e/test_stores_losses.py)
+	e2e/test_hibernation_proof.py e2e/test_hibernation_steps.py e2e/test_stores_losses.py)
 
 # Root must say that it means it, and a machine without a display has no browser to open.
 LAB_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root) $(if $(DISPLAY)$(WAYLAND_DISPLAY),,--no-browser)

@@ -1,7 +1,7 @@
 """kill -9 of daemon, client, runsc and kernel at random moments of a running workload.
 
 After each blow: bounded recovery or a clear error, nothing repeated, nothing left. Twenty moments in all,
-their seed is printed; ``CHAOS_SEED`` repeats a run.
+two of each five by default, the others with ``-m slow``; their seed is printed, ``CHAOS_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.runsc, pytest.mark.timeout(240)]
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1 << 31)
 MOMENTS = 5
+QUICK = 2
 WORKLOAD = "import time\nfor i in range({n}):\n    print(i, flush=True)\n    time.sleep({pause})"
 
 
@@ -38,10 +40,11 @@ def home() -> Iterator[Path]:
         yield folder
 
 
-def moments(victim: str) -> list[float]:
+def moments(victim: str) -> list[Any]:
     """Give the seconds after the start of the workload at which ``victim`` is killed."""
     generator = random.Random(f"{SEED}-{victim}")
-    return [round(generator.uniform(0.0, 1.2), 3) for _ in range(MOMENTS)]
+    found = [round(generator.uniform(0.0, 1.2), 3) for _ in range(MOMENTS)]
+    return [*found[:QUICK], *(pytest.param(at, marks=pytest.mark.slow) for at in found[QUICK:])]
 
 
 def daemon_pid(home: Path) -> int:
@@ -138,6 +141,7 @@ CLIENT = """
 import sys, json, time
 sys.path.insert(0, {repo!r})
 from pathlib import Path
+from typing import Any
 from tests.home import start
 km, kc = start(Path({cwd!r}))
 kc.execute({code!r})

@@ -29,6 +29,7 @@ def test_no_process_no_thread_and_no_descriptor(tmp_path: Path) -> None:
         try:
             pairs.append(start(tmp_path))
             do(pairs[0][0], "hibernate")
+            busy_at_once()
             before = settled(home)
             for _ in range(KERNELS):
                 pairs.append(start(tmp_path))

@@ -74,6 +74,7 @@ def s3_options(address: str) -> dict[str, Any]:
 
 
 @pytest.mark.s3
+@pytest.mark.slow
 def test_a_store_that_hangs_or_is_away(tmp_path: Path) -> None:
     """On an S3 server: asleep, it goes silent, then away, then comes back."""
     with s3_server(tmp_path) as address, silence() as silent:
