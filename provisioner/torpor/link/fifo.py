@@ -27,6 +27,7 @@ class FifoStream:
         """Take over two descriptors and make them non-blocking."""
         self._read_fd = read_fd
         self._write_fd = write_fd
+        self._room = bytearray()
         for fd in (read_fd, write_fd):
             os.set_blocking(fd, False)
             # not a pipe here (gVisor, a socket), or over the user's quota: only slower
@@ -61,13 +62,18 @@ class FifoStream:
             EOFError: nothing will come ever again (a pipe or socket that the other side has closed;
                 never two FIFOs that are open as ``open`` does it).
         """
+        # Not os.read: it would have that much memory mapped, cut to size and unmapped each time, which
+        # costs a program in gVisor more than to read a message.
+        if len(self._room) < max_bytes:
+            self._room = bytearray(max_bytes)
+        room = memoryview(self._room)[:max_bytes]
         try:
-            data = os.read(self._read_fd, max_bytes)
+            count = os.readv(self._read_fd, [room])
         except BlockingIOError:
             return b""
-        if not data:
+        if not count:
             raise EOFError("the other side has closed the stream")
-        return data
+        return room[:count].tobytes()
 
     def write(self, buffers: Sequence[Buffer]) -> int:
         """Write what fits now, in order; give the number of bytes (0: full)."""
@@ -86,6 +92,7 @@ class FifoStream:
 
     def close(self) -> None:
         """Close both descriptors; twice is fine."""
+        self._room = bytearray()
         for fd in {self._read_fd, self._write_fd} - {-1}:
             os.close(fd)
         self._read_fd = self._write_fd = -1

@@ -15,6 +15,9 @@ of something else:
 * Threads that wait for system calls do not spin in the first half second after a start, nor in the
   first 20 ms after a time without anything to do.
 * Pages are read and written by as many threads as there are processors but one, not by 128.
+* Clocks can be read without a system call as soon as the sandbox runs, not a second later.
+* The processor is asked each question about itself once, not for each of two hundred features.
+* Who takes the sandbox's ``/proc`` away does that at once, without becoming a whole runsc before.
 
 What a sandbox may do stays the same.
 """
@@ -35,6 +38,9 @@ _ADDED = {
     "holes.go": "pkg/sentry/pgalloc/torpor_holes.go",
     "parallel.go": "pkg/sentry/state/stateio/torpor_parallel.go",
     "hurry.go": "pkg/sentry/platform/systrap/torpor_hurry.go",
+    "early.go": "pkg/sentry/time/torpor_early.go",
+    "once.go": "pkg/cpuid/torpor_once.go",
+    "umount.go": "pkg/torpor/umount/umount.go",
 }
 _SAVE = "func (cm *containerManager) Checkpoint(o *control.SaveOpts, _ *struct{}) error {\n"
 _RESTORE = "func (cm *containerManager) Restore(o *RestoreOpts, _ *struct{}) (retErr error) {\n"
@@ -52,6 +58,12 @@ _TRACE = "func Create(conf *SessionConfig, force bool) error {\n"
 _METRICS = "pkg/sentry/platform/systrap/metrics.go"
 _UNPARK = "\ts.monitorParked.Store(false)\n"
 _SPIN = "\tif s.sentryFPBackoff == 0 {\n\t\ts.enableSentryFP()\n\t\ts.curState = sentryOnStubOff\n"
+_SAMPLER = "\t\tref: newSampler(c),\n"
+_TWO = "\tif len(s.samples) < 2 {\n"
+_NATIVE = "\t\tFunction: &Native{},\n"
+_PROCESS = "runsc/cmd/sandboxsetup/process.go"
+_IMPORT = '\t"gvisor.dev/gvisor/pkg/log"\n'
+_CHILD = "\tcmd.ExtraFiles = append(cmd.ExtraFiles, r)\n"
 _DEFAULT = "(fd, pagesFileFDDefaultMaxIOBytes, pagesFileFDDefaultMaxParallel)\n"
 
 
@@ -66,7 +78,7 @@ class _Change:
 
 _CHANGES = (
     _Change("runsc/boot/controller.go", _SAVE, f"{_SAVE}\ttorporQuiet()\n"),
-    _Change("runsc/boot/controller.go", _RESTORE, f"{_RESTORE}\ttorporQuiet()\n"),
+    _Change("runsc/boot/controller.go", _RESTORE, f"{_RESTORE}\ttorporQuiet()\n\ttorporSample()\n"),
     _Change(
         "pkg/sighandling/sighandling.go",
         _NOTIFY,
@@ -101,6 +113,15 @@ _CHANGES = (
     _Change("pkg/sentry/seccheck/config.go", _TRACE, f"{_TRACE}\tInitialize()\n"),
     _Change(_METRICS, _SPIN, f"\tif torporHurried() {{\n\t\treturn\n\t}}\n{_SPIN}"),
     _Change(_METRICS, _UNPARK, f"{_UNPARK}\ttorporAwakened()\n"),
+    _Change("pkg/sentry/time/calibrated_clock.go", _SAMPLER, "\t\tref: torporSampler(c),\n"),
+    _Change(
+        "pkg/sentry/time/sampler.go",
+        _TWO,
+        "\tif len(s.samples) < 2 || torporTooSoon(s.samples) {\n",
+    ),
+    _Change("pkg/cpuid/native_amd64.go", _NATIVE, "\t\tFunction: torporOnce{},\n"),
+    _Change(_PROCESS, _IMPORT, f'{_IMPORT}\t"gvisor.dev/gvisor/pkg/torpor/umount"\n'),
+    _Change(_PROCESS, _CHILD, f"{_CHILD}\tcmd.Env = []string{{umount.Env}}\n"),
     *(
         _Change(
             _PAGES_FILE,
@@ -132,5 +153,5 @@ def make_quick(copy: Path) -> None:
         path.write_text(text)
     ours = files("torpor.runsc") / "quick"
     for name, at in _ADDED.items():
-        (copy / at).parent.mkdir(exist_ok=True)
+        (copy / at).parent.mkdir(parents=True, exist_ok=True)
         (copy / at).write_bytes((ours / name).read_bytes())

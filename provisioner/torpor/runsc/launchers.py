@@ -11,6 +11,7 @@ import asyncio
 import marshal
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,10 +20,12 @@ from pathlib import Path
 LAUNCHER = Path(__file__).parent / "launcher" / "__main__.py"
 REST_S = 0.5
 """What has just been started has the processors for so long before others are made ready."""
+LONGEST_REST_S = 2.0
+"""Where something is started again and again, others are made ready after so long all the same."""
 
 
 class Launchers:
-    """Starts launchers; ``spare`` of them are ready, from half a second after the first on.
+    """Starts launchers; ``spare`` of them are ready, from half a second after the last was started on.
 
     ``label``: what those are called where processes are listed, after the word ``wait``.
     """
@@ -32,6 +35,7 @@ class Launchers:
         self._label = label
         self._ready: deque[asyncio.subprocess.Process] = deque()
         self._refilling: asyncio.Task[None] | None = None
+        self._asked_at = 0.0
         self._closed = False
 
     async def start(self, arguments: Sequence[str]) -> asyncio.subprocess.Process:
@@ -39,6 +43,7 @@ class Launchers:
 
         It is the caller's, to end and to wait for. Raises OSError: there is no process to be had.
         """
+        self._asked_at = time.monotonic()
         self._refill()
         while self._ready:
             process = self._ready.popleft()
@@ -65,7 +70,9 @@ class Launchers:
             self._refilling = asyncio.create_task(self._fill(), name="spare launchers")
 
     async def _fill(self) -> None:
-        await asyncio.sleep(REST_S)
+        at_last = time.monotonic() + LONGEST_REST_S
+        while (rest_s := min(self._asked_at + REST_S, at_last) - time.monotonic()) > 0:
+            await asyncio.sleep(rest_s)
         with suppress(OSError):  # whoever wants one is told
             while len(self._ready) < self._spare:
                 starting = asyncio.ensure_future(_start(["wait", self._label]))

@@ -8,7 +8,7 @@ A build is known by what ``runsc --version`` prints first, for example::
 Every build that Torpor accepts carries the date of its source in that label: official releases
 (``release-YYYYMMDD.N``), builds from the Go module, which we label with their module version
 (``v0.0.0-YYYYMMDDhhmmss-COMMIT``, with ``+filters`` where they have their seccomp programs, or
-``+filters.quick2`` where they are quicker besides: `torpor.runsc.install_go_quick`), and
+``+filters.quick3`` where they are quicker besides: `torpor.runsc.install_go_quick`), and
 Debian's packages (``0.0~YYYYMMDD.N``). A label without a date (``VERSION_MISSING``) cannot be told
 apart from other builds, so nothing could say whether a checkpoint of one can be restored by
 another: it is refused.
@@ -41,7 +41,7 @@ because what is built is not what the module alone gives, and because the folder
 by it: the one beside it may be in use. The price is that of every other build: gVisor and Torpor
 restore a checkpoint only with the label that made it."""
 
-QUICK_SUFFIX = f"{FILTERS_SUFFIX}.quick2"
+QUICK_SUFFIX = f"{FILTERS_SUFFIX}.quick3"
 """Ends the label of one with the changes of `torpor.runsc.install_go_quick`, too. It gets another
 number whenever these change."""
 

@@ -123,7 +123,7 @@ def install(paths: Paths) -> tuple[str, list[str]]:
 def test_the_pinned_version(tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION)
     build, lines = install(paths)
-    assert build == f"{GO_VERSION}+filters.quick2"
+    assert build == f"{GO_VERSION}+filters.quick3"
     assert lines == [f"building runsc {GO_VERSION} with go1.26.8: one to three minutes"]
     assert {entry.name for entry in paths.data.iterdir()} == {"runsc", "gvisor", ".install.lock"}
 
@@ -133,7 +133,7 @@ def test_where_it_is_refused_the_newest_on_offer_is_built_and_said(
 ) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=NEWEST)
     build, lines = install(paths)
-    assert build == f"{NEWEST}+filters.quick2"
+    assert build == f"{NEWEST}+filters.quick3"
     assert f"the pinned {GO_VERSION} is refused" in lines[0]
     assert "403 Forbidden" in lines[0]
     assert lines[1] == f"building {NEWEST} instead, the newest on offer"
@@ -187,7 +187,7 @@ def test_a_build_that_does_not_use_its_filters_is_kept_with_a_warning(
 ) -> None:
     fake_go(tmp_path, monkeypatch, on_offer=GO_VERSION, log=log)
     build, lines = install(paths)
-    assert build == f"{GO_VERSION}+filters.quick2"
+    assert build == f"{GO_VERSION}+filters.quick3"
     assert lines[-1].startswith("warning: this runsc does not use its seccomp filters")
     assert says in lines[-1]
 

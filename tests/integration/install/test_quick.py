@@ -25,6 +25,10 @@ CHANGED = (
     "pkg/sentry/seccheck/config.go",
     "pkg/sentry/platform/systrap/metrics.go",
     "pkg/sentry/state/stateio/pagesfile.go",
+    "pkg/sentry/time/calibrated_clock.go",
+    "pkg/sentry/time/sampler.go",
+    "pkg/cpuid/native_amd64.go",
+    "runsc/cmd/sandboxsetup/process.go",
 )
 ADDED = {
     "pkg/torpor/quiet.go",
@@ -34,6 +38,9 @@ ADDED = {
     "pkg/sentry/pgalloc/torpor_holes.go",
     "pkg/sentry/state/stateio/torpor_parallel.go",
     "pkg/sentry/platform/systrap/torpor_hurry.go",
+    "pkg/sentry/time/torpor_early.go",
+    "pkg/cpuid/torpor_once.go",
+    "pkg/torpor/umount/umount.go",
 }
 
 
@@ -74,7 +81,7 @@ def told(before: dict[str, str], after: dict[str, str]) -> list[str]:
         differs = difflib.SequenceMatcher(None, old, new, autojunk=False)
         for kind, start, end, new_start, new_end in differs.get_opcodes():
             if kind != "equal":
-                functions = [line for line in old[:start] if line.startswith("func ")]
+                functions = ["import", *(line for line in old[:start] if line.startswith("func "))]
                 lines.append(f"@@ {functions[-1]}")
                 lines += [f"-{line}" for line in old[start:end]]
                 lines += [f"+{line}" for line in new[new_start:new_end]]

@@ -190,6 +190,27 @@ async def test_closed_while_they_rest(before: set[int], monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("endless")
+@pytest.mark.parametrize("longest_s", [3600.0, 0.3])
+async def test_whatever_is_started_has_the_processors(
+    before: set[int], monkeypatch: pytest.MonkeyPatch, longest_s: float
+) -> None:
+    """One started every tenth of a second: others are made ready when that ends, or after a while."""
+    monkeypatch.setattr(launchers, "REST_S", 0.2)
+    monkeypatch.setattr(launchers, "LONGEST_REST_S", longest_s)
+    some = Launchers(1, LABEL)
+    started, ready = [], set[int]()
+    while len(started) < 8 and not ready:
+        started.append(await some.start(["a"]))
+        await asyncio.sleep(0.1)
+        ready = children() - before - {each.pid for each in started}
+    assert bool(ready) == (longest_s == 0.3)
+    assert len(await filled(before | {each.pid for each in started})) == 1
+    await some.aclose()
+    for process in started:
+        await killed(process)
+
+
+@pytest.mark.usefixtures("endless")
 async def test_closed_before_anything(before: set[int]) -> None:
     await Launchers(3, LABEL).aclose()
     assert children() <= before
