@@ -71,7 +71,8 @@ class Launchers:
 
     async def _fill(self) -> None:
         at_last = time.monotonic() + LONGEST_REST_S
-        while (rest_s := min(self._asked_at + REST_S, at_last) - time.monotonic()) > 0:
+        # Another start meanwhile moves the end.
+        while (rest_s := min(self._asked_at + REST_S, at_last) - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(rest_s)
         with suppress(OSError):  # whoever wants one is told
             while len(self._ready) < self._spare:

@@ -84,6 +84,8 @@ def go_test(copy: Path, package: str, *more: str, **env: str) -> str:
 @pytest.mark.parametrize("name", PACKAGES)
 def test_in_go(changed: Path, name: str) -> None:
     said = go_test(changed, PACKAGES[name])
-    tests = re.findall(r"^func (Test(?!Main\b)\w+)", (TESTS / f"{name}_test.go").read_text(), re.MULTILINE)
+    tests = re.findall(
+        r"^func (Test(?!Main\b)\w+)", (TESTS / f"{name}_test.go").read_text(), re.MULTILINE
+    )
     assert tests
     assert sorted(re.findall(r"^--- PASS: (\w+)", said, re.MULTILINE)) == sorted(tests)
