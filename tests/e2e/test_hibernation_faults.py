@@ -21,6 +21,7 @@ from tests.e2e.sleeping import (
     daemon_pid,
     do,
     events,
+    generations,
     own_kernel,
     sandbox_pids,
     snapshots,
@@ -269,7 +270,7 @@ def test_a_sandbox_that_dies_while_it_is_saved(home: Path, pair: Pair) -> None:
         do(km, "hibernate")
     killer.join()
     wait(lambda: status(km) == "gone", lambda: status(km))
-    assert snapshots() == []
+    assert generations(km) == []
 
 
 @pytest.mark.parametrize(
