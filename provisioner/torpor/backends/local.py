@@ -209,6 +209,7 @@ class LocalBackend:
             ours=own_places(self._machine(), self.guest.folders),
             homes=self.user.homes,
             private=self.private,
+            build=self.runsc_build,
         )
 
     async def freeze(self, handle: Handle) -> None:

@@ -123,7 +123,8 @@ async def resume(launchers: Launchers, handle: Handle, owner: Owner) -> None:
         argv = _argvs(shape, handle).resume
         await run_beside(launchers, handle.pid, owner, argv, within_s=_RESUME_S)
     except LaunchError as exc:
-        if "in state running" not in exc.message:
+        # One that was made ahead and restored without runsc has only been created, as far as that knows.
+        if not any(f"in state {state}" in exc.message for state in ("running", "created")):
             raise
     except TimeoutError as exc:
         raise LaunchError(f"the sandbox did not go on within {_RESUME_S:g} s") from exc
@@ -138,11 +139,12 @@ def prepare_saved(
     ours: Mapping[str, str],
     homes: Sequence[str],
     private: Sequence[str],
+    build: str = "",
 ) -> None:
     """Do as ``Backend.prepare_saved``, for what was saved here or on another machine.
 
     ``ours``: where runsc and the guest's code are here. ``homes`` and ``private``: as in
-    ``grant_workspace``.
+    ``grant_workspace``. ``build``: which runsc that is.
     """
     assert spec.image is not None
     layout = Layout(spec.directory)
@@ -154,6 +156,7 @@ def prepare_saved(
             directory=str(spec.directory),
             image=str(spec.image.folder),
             ahead=ahead,
+            direct=speaks_control(build),
             ours=ours,
         )
         layout.make_folders()

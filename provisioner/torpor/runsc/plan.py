@@ -170,6 +170,10 @@ def checkpoint_argv(sandbox_id: str, *, overlay_bytes: int | None) -> list[str]:
     return [*runsc_flags(overlay_bytes), *save, sandbox_id]
 
 
+ADDED_FLAGS = ("--gofer-network-namespace=host",)
+"""Of ``runsc_flags``: what sandboxes of earlier versions were started without, whose snapshots are there."""
+
+
 def runsc_flags(overlay_bytes: int | None) -> list[str]:
     """Give runsc's path in the launcher's tree and the flags before its command."""
     overlay = "none" if overlay_bytes is None else f"all:memory,size={overlay_bytes}"
@@ -183,7 +187,7 @@ def runsc_flags(overlay_bytes: int | None) -> list[str]:
         # The launcher has already put it into cgroups and an empty network namespace of its own: one
         # more for the gofer would be as empty, and takes 4 ms to make.
         "--ignore-cgroups",
-        "--gofer-network-namespace=host",
+        *ADDED_FLAGS,
         "--host-uds=none",
         "--host-fifo=none",
         "--oci-seccomp",

@@ -12,6 +12,7 @@ from typing import Any
 from torpor.runsc.launcher.join import CONTROL
 from torpor.runsc.oci import ROOTFS
 from torpor.runsc.plan import (
+    ADDED_FLAGS,
     BOOT_FILE,
     BUNDLE,
     CONFIG,
@@ -62,12 +63,14 @@ def restored_plan(
     image: str,
     ours: Mapping[str, str] = MappingProxyType({}),
     ahead: bool = False,
+    direct: bool = False,
 ) -> dict[str, Any]:
     """Give the plan of a sandbox restored from ``image`` that was saved under ``plan``.
 
     Everything that it sees is as it was; only its own folder on the host and its id are new, and
     what is Torpor's own: ``ours`` says by place where that is on this machine. One that is
-    made ``ahead`` is created at once and restored when it is told to go.
+    made ``ahead`` is created at once and restored when it is told to go, and with ``direct`` as in
+    ``save_argvs``.
     """
     old = str(plan["build_at"]).removesuffix("/root")
     own = {f"{old}/log": f"{directory}/log", f"{old}/save": f"{directory}/save"}
@@ -81,10 +84,12 @@ def restored_plan(
     at = next(number for number, entry in enumerate(tree) if entry["at"] == SAVE)
     tree.insert(at, bind(image, IMAGE, as_owner=True))
     flags, bundle = _flags_of(plan["argv"]), [f"--bundle={BUNDLE}", sandbox_id]
+    flags += [flag for flag in ADDED_FLAGS if flag not in flags]
     restore = ["restore", *(["--detach"] if ahead else []), f"--image-path={IMAGE}", *bundle]
     return {
-        **{name: value for name, value in plan.items() if name != "first"},
+        **{name: value for name, value in plan.items() if name not in ("first", "restore")},
         **({"first": [*flags, "create", *bundle]} if ahead else {}),
+        **({"restore": [sandbox_id, IMAGE]} if ahead and direct else {}),
         "sandbox_id": sandbox_id,
         "build_at": f"{directory}/root",
         "stdio": [f"{directory}/{name}" for name in ("to_guest", "from_guest", "guest_stderr")],
@@ -126,7 +131,7 @@ def written_paths(plan: Mapping[str, Any]) -> set[str]:
 
 
 def foreign_flags(plan: Mapping[str, Any]) -> list[str]:
-    """Give what of runsc's command line is not what Torpor starts sandboxes with."""
+    """Give what of runsc's command line is not what Torpor starts sandboxes with, or started them with."""
     program, *flags = _flags_of(plan["argv"])
     usual = runsc_flags(None)
     odd = [] if program == usual[0] else [program]
@@ -134,7 +139,7 @@ def foreign_flags(plan: Mapping[str, Any]) -> list[str]:
         overlay = re.fullmatch(r"--overlay2=all:memory,size=[0-9]+", flag)
         if flag not in usual and not overlay:
             odd.append(flag)
-    given = {flag.partition("=")[0] for flag in flags}
+    given = {flag.partition("=")[0] for flag in (*flags, *ADDED_FLAGS)}
     return odd + [each for each in usual[1:] if each.partition("=")[0] not in given]
 
 

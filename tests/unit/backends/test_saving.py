@@ -12,7 +12,7 @@ from torpor.backends.base import Image, SandboxSpec
 from torpor.backends.local_layout import Layout
 from torpor.backends.local_saving import SHAPE, _shown, prepare_saved
 from torpor.errors import LaunchError
-from torpor.runsc.plan import bind, runsc_flags
+from torpor.runsc.plan import ADDED_FLAGS, bind, runsc_flags
 from torpor.template import Template
 
 Change = Callable[[dict[str, Any]], None]
@@ -72,6 +72,15 @@ def test_it_fits(folder: Path) -> None:
     assert "/there/runsc" not in json.dumps(plan)
 
 
+def test_one_from_before_a_flag_was_added_gets_it(folder: Path) -> None:
+    saved = shape(folder)
+    [flag] = ADDED_FLAGS
+    saved["argv"].remove(flag)
+    argv = prepare(folder, saved)["argv"]
+    assert argv.count(flag) == 1
+    assert argv.index(flag) < argv.index("restore")
+
+
 def without_a_library(saved: dict[str, Any]) -> None:
     saved["tree"].append(bind("/there/lib", "/rootfs/there/lib"))
 
@@ -108,6 +117,12 @@ def with_a_lower_filestore(saved: dict[str, Any]) -> None:
     ]
 
 
+def with_the_hosts_network(saved: dict[str, Any]) -> None:
+    saved["argv"] = [
+        each.replace("namespace=host", "namespace=/proc/1/ns/net") for each in saved["argv"]
+    ]
+
+
 def another_program(saved: dict[str, Any]) -> None:
     saved["argv"][0] = "/bin/sh"
 
@@ -126,6 +141,7 @@ def damaged(saved: dict[str, Any]) -> None:
         (with_host_sockets, "other flags of runsc: --host-uds=all"),
         (without_seccomp, "other flags of runsc: --oci-seccomp"),
         (with_a_lower_filestore, "other flags of runsc: --overlay2=all:dir=/etc"),
+        (with_the_hosts_network, "other flags of runsc: --gofer-network-namespace=/proc/1/ns/net"),
         (another_program, "other flags of runsc: /bin/sh"),
         (damaged, "shape is damaged"),
     ],

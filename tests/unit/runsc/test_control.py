@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
+import re
 import socket
 import stat
 import struct
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from torpor.runsc.launcher.control import control
+from torpor.runsc.launcher.control import control, restore
 
 WITHIN_S = 5.0
 DONE = b'{"success":true,"err":"","result":{}}'
@@ -39,10 +41,12 @@ class Asked:
 
 
 @contextmanager
-def sentry(state: Path, *answers: Sequence[bytes], hangs_up: bool = False) -> Iterator[list[Asked]]:
+def sentry(
+    state: Path, *answers: Sequence[bytes], hangs_up: bool = False, writes: bool = True
+) -> Iterator[list[Asked]]:
     """Stand in for a sandbox that gives these answers, in these pieces; give what it is asked.
 
-    It writes its number into each file that it gets. Unless it ``hangs_up`` after the last answer it
+    It ``writes`` its number into each file that it gets. Unless it ``hangs_up`` after the last answer it
     wants the caller to, and to ask nothing more.
     """
     asked: list[Asked] = []
@@ -50,7 +54,7 @@ def sentry(state: Path, *answers: Sequence[bytes], hangs_up: bool = False) -> It
         listener.settimeout(WITHIN_S)
         listener.bind(str(state / "runsc-s1.sock"))
         listener.listen()
-        serving = pool.submit(serve, listener, state, answers, asked, hangs_up)
+        serving = pool.submit(serve, listener, state, answers, asked, hangs_up, writes)
         yield asked
         serving.result()
 
@@ -61,6 +65,7 @@ def serve(
     answers: Sequence[Sequence[bytes]],
     asked: list[Asked],
     hangs_up: bool,
+    writes: bool,
 ) -> None:
     with listener.accept()[0] as peer:
         peer.settimeout(WITHIN_S)
@@ -74,7 +79,11 @@ def serve(
                 request += more
             asked.append(Asked(request, len(fds), is_noted(state)))
             for number, fd in enumerate(fds):
-                os.write(fd, b"%d" % number)
+                if writes:
+                    os.write(fd, b"%d" % number)
+                else:
+                    with pytest.raises(OSError, match="Bad file descriptor"):
+                        os.write(fd, b"it is ours")
                 os.close(fd)
             with suppress(ConnectionError):  # the caller has heard enough
                 for piece in pieces:
@@ -115,6 +124,71 @@ def folder(tmp_path: Path) -> Path:
 
 def save(state: Path, folder: Path) -> int:
     return control(["save", "s1", str(folder)], state=str(state))
+
+
+@pytest.fixture
+def image(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("checkpoint.img", "pages_meta.img", "pages.img"):
+        (folder / name).write_bytes(b"")
+        (folder / name).chmod(0o600)
+    return folder
+
+
+def test_restored_it_is_told_its_network_first(tmp_path: Path, image: Path) -> None:
+    with sentry(tmp_path, [DONE], [DONE], writes=False) as asked:
+        restore("s1", str(image), state=str(tmp_path))
+    network, restored = asked
+    assert (network.files, restored.files) == (0, 3)
+    told = json.loads(network.request)
+    assert told["method"] == "containerManager.SetNetworkArgs"
+    [lo] = told["arg"].pop("LoopbackLinks")
+    assert told["arg"] == {"IsRestore": True}
+    addresses = [f"{each['Address']}/{each['PrefixLen']}" for each in lo["Addresses"]]
+    assert addresses == ["127.0.0.1/8", "::1/128"]
+    routes = [each["Destination"] for each in lo["Routes"]]
+    assert [(each["IP"], base64.b64decode(each["Mask"])) for each in routes] == [
+        ("127.0.0.0", b"\xff\0\0\0"),
+        ("::1", b"\xff" * 16),
+    ]
+    assert json.loads(restored.request) == {
+        "method": "containerManager.Restore",
+        "arg": {"HavePagesFile": True},
+    }
+    assert not is_noted(tmp_path)
+
+
+@pytest.mark.parametrize("answers", [([REFUSED],), ([DONE], [REFUSED])])
+def test_refused_it_is_not_restored(
+    tmp_path: Path, image: Path, answers: tuple[list[bytes], ...]
+) -> None:
+    with (
+        sentry(tmp_path, *answers, writes=False) as asked,
+        pytest.raises(OSError, match=f"it was not restored: {re.escape(REASON)}"),
+    ):
+        restore("s1", str(image), state=str(tmp_path))
+    assert len(asked) == len(answers)
+
+
+def test_a_sandbox_that_ends_is_not_restored(tmp_path: Path, image: Path) -> None:
+    with (
+        sentry(tmp_path, [DONE], [], hangs_up=True, writes=False),
+        pytest.raises(OSError, match="the sandbox broke off"),
+    ):
+        restore("s1", str(image), state=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["checkpoint.img", "pages_meta.img", "pages.img"])
+def test_without_all_of_the_image_nothing_is_asked(tmp_path: Path, image: Path, name: str) -> None:
+    (image / name).unlink()
+    with sentry(tmp_path, writes=False) as asked, pytest.raises(FileNotFoundError, match=name):
+        restore("s1", str(image), state=str(tmp_path))
+    assert asked == []
+
+
+def test_without_a_sandbox_there_is_nobody_to_ask(tmp_path: Path, image: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        restore("s1", str(image), state=str(tmp_path))
 
 
 def test_saved_it_is_paused_first(tmp_path: Path, folder: Path) -> None:

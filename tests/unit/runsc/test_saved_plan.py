@@ -153,3 +153,13 @@ def test_what_a_sandbox_can_write_to(mode: WorkspaceMode) -> None:
     assert written_paths(plan) == expected
     plan["tree"].append({"do": "bind", "from": "/root", "at": "/m/x", "read_only": False})
     assert written_paths(plan) == expected | {"/root"}
+
+
+def test_one_made_ahead_may_be_restored_without_runsc(plan: dict[str, Any]) -> None:
+    """What is saved of it says nothing of that, nor does one that is not made ahead."""
+    ids = {"sandbox_id": "s2", "directory": "/state/k/s2", "image": "/state/snap/image"}
+    through = restored_plan(plan, ahead=True, **ids)
+    directly = restored_plan(plan, ahead=True, direct=True, **ids)
+    assert directly == {**through, "restore": ["s2", "/image"]}
+    assert restored_plan(directly, **ids) == restored_plan(plan, direct=True, **ids)
+    assert "restore" not in restored_plan(directly, **ids)

@@ -19,5 +19,6 @@ and lines of text, not JSON, and types that only the type checker imports.
 
 ``PLAN-FILE`` holds what `torpor.runsc.plan.launch_plan` gives, marshalled by the same Python. Where it
 has a command line ``first`` (``runsc create``), the launcher runs that at once and does not become ``argv``
-but runs it, too (``runsc restore --detach``), and stays as the parent of what they leave.
+but runs it, too (``runsc restore --detach``), and stays as the parent of what they leave. With ``restore``
+(sandbox id, folder) besides it asks the sandbox itself to be restored (``control``) instead.
 """

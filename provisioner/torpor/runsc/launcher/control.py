@@ -1,4 +1,4 @@
-"""Asks a running sandbox itself to pause, save its state and go on, without a runsc between.
+"""Asks a sandbox itself to pause, save its state, go on, or be restored, without a runsc between.
 
 A runsc that passes one such request on takes 15 to 30 ms, nearly all of it the start of a Go program; the
 request takes one. Only for builds that this is known to fit (`torpor.runsc.version.speaks_control`).
@@ -10,10 +10,12 @@ descriptors beside its first byte, and one for each answer::
     {"success": true, "err": "", "result": {...}}
 
 The methods are those of ``runsc/boot/controller.go``, the argument of ``Checkpoint`` is ``SaveOpts`` of
-``pkg/sentry/control/state.go``. runsc writes down that a sandbox is paused: one that is told to go on and
-was not is ended by a panic, and one that was paused twice goes on only when it is told so twice. So do
-we, in a file that only this program and runsc can see, as it lies in the sandbox's own mount namespace.
-File and sandbox are changed together, whatever becomes of whoever started this program.
+``pkg/sentry/control/state.go``, that of ``Restore`` ``RestoreOpts``, before which the network is told: what
+runsc tells it for ``--network=none`` (``DefaultLoopbackLink`` in ``runsc/boot/network.go``). runsc writes
+down that a sandbox is paused: one that is told to go on and was not is ended by a panic, and one that
+was paused twice goes on only when it is told so twice. So do we, in a file that only this program and
+runsc can see, as it lies in the sandbox's own mount namespace. File and sandbox are changed together,
+whatever becomes of whoever started this program.
 """
 
 from __future__ import annotations
@@ -39,6 +41,13 @@ _LOCK = "torpor-lock"
 _MOST_ANSWER_BYTES = 1 << 20
 _PAUSE = b'{"method":"containerManager.Pause","arg":null}'
 _RESUME = b'{"method":"containerManager.Resume","arg":null}'
+_NETWORK = (
+    b'{"method":"containerManager.SetNetworkArgs","arg":{"IsRestore":true,"LoopbackLinks":[{"Name":"lo",'
+    b'"Addresses":[{"Address":"127.0.0.1","PrefixLen":8},{"Address":"::1","PrefixLen":128}],'
+    b'"Routes":[{"Destination":{"IP":"127.0.0.0","Mask":"/wAAAA=="}},'
+    b'{"Destination":{"IP":"::1","Mask":"/////////////////////w=="}}]}]}}'
+)
+_RESTORE = b'{"method":"containerManager.Restore","arg":{"HavePagesFile":true}}'
 _SAVE = (
     b'{"method":"containerManager.Checkpoint","arg":'
     b'{"metadata":{"compression":"none"},"have_pages_file":true,"Resume":true}}'
@@ -49,7 +58,8 @@ def control(arguments: Sequence[str], *, state: str = STATE) -> int:
     """Do ``save SANDBOX-ID FOLDER`` or ``resume SANDBOX-ID PROGRAM ARGUMENT...``; give an exit status.
 
     ``save`` pauses the sandbox and writes its state into the new ``FOLDER``; it stays paused, also when
-    that fails. ``resume`` has one go on that ``save`` has paused; of any other ``PROGRAM`` knows.
+    that fails. ``resume`` has one go on that ``save`` has paused; of any other ``PROGRAM`` knows. What
+    went wrong is told on descriptor 2. To be restored is for ``restore``.
 
     Raises:
         OSError: it cannot be reached, or a file cannot be made.
@@ -72,6 +82,27 @@ def control(arguments: Sequence[str], *, state: str = STATE) -> int:
     if why:
         os.write(2, f"{verb}: {why}\n".encode())
     return 1 if why else 0
+
+
+def restore(sandbox_id: str, folder: str, *, state: str = STATE) -> None:
+    """Have a sandbox that was created, and has not run, become what was saved in ``folder``, and run.
+
+    Raises:
+        OSError: it did not, and ends; or it cannot be reached.
+    """
+    fds: list[int] = []
+    sentry = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        sentry.connect(f"{state}/runsc-{sandbox_id}.sock")
+        for name in FILES:
+            fds.append(os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+        why = _call(sentry, _NETWORK) or _call(sentry, _RESTORE, fds)
+    finally:
+        sentry.close()
+        for fd in fds:
+            os.close(fd)
+    if why:
+        raise OSError(0, f"it was not restored: {why}")
 
 
 def _pause(sentry: _socket.socket, paused: str, folder: str) -> str:

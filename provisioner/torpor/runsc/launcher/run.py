@@ -45,6 +45,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
 
 def _launch(plan: Mapping[str, Any], owner: tuple[int, int] | None) -> NoReturn:
+    if "restore" in plan:
+        import torpor.runsc.launcher.control  # noqa: F401 - in the new root there is none of that
     _at("stdio")
     stdio = _open_stdio(plan, owner)
     _at("namespace")
@@ -119,7 +121,12 @@ def _stay(plan: Mapping[str, Any], stdio: Sequence[int]) -> NoReturn:
         os.dup2(fd, number)
     os.close(_report)  # the end of the report: runsc has taken over
     _report = 2
-    _run(plan["argv"], plan["env"], stdio)
+    if "restore" in plan:
+        from torpor.runsc.launcher.control import restore
+
+        restore(*plan["restore"])
+    else:
+        _run(plan["argv"], plan["env"], stdio)
     os._exit(os.waitstatus_to_exitcode(os.wait()[1]) & 0xFF)
 
 
