@@ -46,6 +46,7 @@ def pair(home: Path, tmp_path: Path) -> Iterator[Pair]:
     stop(km, kc)
 
 
+@pytest.mark.slow
 def test_again_and_again(pair: Pair) -> None:
     km, kc = pair
     tell(kc, "done = 0")

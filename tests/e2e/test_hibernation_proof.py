@@ -156,6 +156,7 @@ def test_a_kernel_that_does_not_go_on(
         stop(*other)
 
 
+@pytest.mark.slow
 def test_a_wake_for_nobody_is_checked_as_well(home: Path, pair: Pair, workspace: Path) -> None:
     km, kc = pair
     tell(kc, "x = 41")
@@ -318,6 +319,7 @@ def test_killed_before_the_proof(home: Path, pair: Pair, workspace: Path) -> Non
     assert value(kc, COUNT) == "3"
 
 
+@pytest.mark.slow
 def test_killed_before_a_proof_that_does_not_come_in_time(
     home: Path, pair: Pair, workspace: Path
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_wake(racing: Racing) -> None:
         racing.count()
 
 
+@pytest.mark.slow
 def test_a_restart(racing: Racing) -> None:
     for number, step in enumerate(STEPS):
         tell(racing.kc, "before = 1; open('/tmp/kept', 'a').write('x')")
@@ -205,6 +206,7 @@ def test_messages_of_a_comm(racing: Racing) -> None:
     wait_status(racing.km, "running")
 
 
+@pytest.mark.slow
 def test_requests_of_a_debugger(one: Racing, tmp_path: Path) -> None:
     """One that is attached lets the kernel sleep, one that has stopped it does not."""
     km, kc = start(tmp_path)

@@ -173,7 +173,14 @@ def some(steps: int) -> list[int]:
     return list(range(seed % stride, steps, stride))
 
 
-@pytest.mark.parametrize("verb", ["hibernate", "execute", "checkpoint", "fork", "rollback"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "hibernate",
+        "execute",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("checkpoint", "fork", "rollback")),
+    ],
+)
 @pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
 def test_killed_at_a_step(home: Path, pair: Pair, verb: str, which: str) -> None:
     asked = Asked(home, pair)
@@ -217,7 +224,8 @@ def test_killed_at_a_step(home: Path, pair: Pair, verb: str, which: str) -> None
     wait(lambda: generations(asked.km) == [asked.generation()], lambda: str(snapshots()))
 
 
-@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["some", "all"])
 def test_killed_on_the_way_to_the_store_and_back(
     stored_home: Path, tmp_path: Path, which: str
 ) -> None:

@@ -261,6 +261,7 @@ def test_the_disk_is_full_when_it_is_to_be_fetched(home: Path, tmp_path: Path) -
         assert value(kc, "x") == "1"
 
 
+@pytest.mark.slow
 def test_room_is_made_by_what_the_store_has(tmp_path: Path) -> None:
     """Three kernels where there is room for two; none is refused, and none is lost."""
     config = "c.TorporDaemon.snapshots_max_bytes = 200 << 20\n"
@@ -291,6 +292,7 @@ def test_room_is_made_by_what_the_store_has(tmp_path: Path) -> None:
             assert value(client, "x") == str(number)
 
 
+@pytest.mark.slow
 def test_a_store_that_comes_later(tmp_path: Path) -> None:
     """Sent again until it is taken; meanwhile the copy on the disk stays."""
     blocked = tmp_path / "blocked"
@@ -311,6 +313,7 @@ def test_a_store_that_comes_later(tmp_path: Path) -> None:
         assert value(kc, "x") == "1"
 
 
+@pytest.mark.slow
 def test_sent_only_after_a_while(tmp_path: Path) -> None:
     with (
         store_home(f"file://{tmp_path}/s", {"after_s": 3}) as home,
@@ -351,6 +354,7 @@ def test_moving_and_removing_by_hand(tmp_path: Path) -> None:
         assert value(kc, "x") == "1"
 
 
+@pytest.mark.slow
 def test_restored_from_what_an_ended_kernel_has_left(tmp_path: Path) -> None:
     """Without any store: a checkpoint somebody named outlives its kernel and becomes another."""
     from tests.e2e.stores import QUIET

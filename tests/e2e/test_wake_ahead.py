@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from torpor.errors import SandboxError
 
+from tests.e2e import dying
 from tests.e2e.cells import reply_to, run, tell, value
-from tests.e2e.sleeping import daemon_pid, do, events, sandbox_pids, state, status, wait
+from tests.e2e.sleeping import daemon_pid, do, events, own_kernel, sandbox_pids, state, status, wait
 from tests.home import start, stop, torpor_home
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(120)]
@@ -174,6 +176,25 @@ def test_a_damaged_snapshot_is_refused_all_the_same(home: Path, pair: Pair) -> N
     with pytest.raises(SandboxError, match="damaged"):
         do(km, "wake")
     assert status(km) == "hibernated"
+
+
+def test_the_daemon_dies_before_it_has_paused_one(tmp_path: Path) -> None:
+    """Its row says so already, and runsc, which has only created it, is asked to have it go on."""
+    with (
+        torpor_home(CONFIG + dying.config()) as home,
+        own_kernel(home, tmp_path / "ws") as (km, kc),
+    ):
+        tell(kc, "x = 1")
+        ready(home, km)
+        assert value(kc, "x + 1") == "2"
+        before = daemon_pid(home)
+        (home / "die").write_text("1")
+        with suppress(SandboxError):  # whoever asks may find the next daemon
+            do(km, "hibernate")
+        (home / "die").unlink(missing_ok=True)
+        assert value(kc, "x + 2") == "3"
+        assert daemon_pid(home) != before
+        assert not events(home, "sandbox does not go on")
 
 
 def test_the_daemon_dies(home: Path, pair: Pair) -> None:
