@@ -141,7 +141,6 @@ CLIENT = """
 import sys, json, time
 sys.path.insert(0, {repo!r})
 from pathlib import Path
-from typing import Any
 from tests.home import start
 km, kc = start(Path({cwd!r}))
 kc.execute({code!r})

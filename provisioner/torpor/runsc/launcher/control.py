@@ -75,7 +75,7 @@ def control(arguments: Sequence[str], *, state: str = STATE) -> int:
         sentry.connect(f"{state}/runsc-{sandbox_id}.sock")
         why = _resume(sentry, paused) if verb == "resume" else _pause(sentry, paused, rest[0])
         if not why and verb == "save":
-            why = _save(sentry, rest[0])
+            why = _call_with(sentry, rest[0], os.O_CREAT | os.O_EXCL | os.O_RDWR, _SAVE)
     finally:
         sentry.close()
         os.close(lock)
@@ -90,17 +90,12 @@ def restore(sandbox_id: str, folder: str, *, state: str = STATE) -> None:
     Raises:
         OSError: it did not, and ends; or it cannot be reached.
     """
-    fds: list[int] = []
     sentry = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         sentry.connect(f"{state}/runsc-{sandbox_id}.sock")
-        for name in FILES:
-            fds.append(os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC))
-        why = _call(sentry, _NETWORK) or _call(sentry, _RESTORE, fds)
+        why = _call_with(sentry, folder, os.O_RDONLY, _RESTORE, before=_NETWORK)
     finally:
         sentry.close()
-        for fd in fds:
-            os.close(fd)
     if why:
         raise OSError(0, f"it was not restored: {why}")
 
@@ -126,13 +121,16 @@ def _resume(sentry: _socket.socket, paused: str) -> str:
     return why
 
 
-def _save(sentry: _socket.socket, folder: str) -> str:
+def _call_with(
+    sentry: _socket.socket, folder: str, flags: int, request: bytes, *, before: bytes = b""
+) -> str:
+    """Do as ``_call``, with the ``FILES`` in ``folder``, opened with ``flags``, beside ``request``."""
     fds: list[int] = []
     try:
         for name in FILES:
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-            fds.append(os.open(f"{folder}/{name}", flags, 0o600))
-        return _call(sentry, _SAVE, fds)
+            fds.append(os.open(f"{folder}/{name}", flags | os.O_CLOEXEC, 0o600))
+        why = _call(sentry, before) if before else ""
+        return why or _call(sentry, request, fds)
     finally:
         for fd in fds:
             os.close(fd)
