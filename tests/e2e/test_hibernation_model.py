@@ -136,6 +136,7 @@ class Model:
         self.fresh()
 
     def look(self) -> None:
+        self._settle()
         before = status(self.km)
         assert reply_to(self.kc, self.kc.kernel_info(), 10)["status"] == "ok"
         assert status(self.km) == before
@@ -190,6 +191,7 @@ class Model:
             wait(lambda: not _lives(pid), lambda: f"torpord {pid} lives after {signum!r}")
 
     def kill_runsc(self) -> None:
+        self._settle()
         if (pid := state(self.km)["sandbox"]["pid"]) is None:
             return
         os.kill(pid, signal.SIGKILL)
@@ -213,9 +215,14 @@ class Model:
             do(self.km, self.chance.choice(VERBS))
         killer.join()
         wait(lambda: not any(map(_lives, killed)), lambda: str(killed))
-        wait(self._is_settled, lambda: str(state(self.km)))
+        self._settle()
         if status(self.km) == "gone":
             self.restart()
+
+    def _settle(self) -> None:
+        """Until what somebody who has left asked for is done or undone: torpord may be about to begin with it."""
+        time.sleep(0.1)
+        wait(self._is_settled, lambda: str(state(self.km)))
 
     def _is_settled(self) -> bool:
         seen = state(self.km)
