@@ -42,6 +42,7 @@ class FrontDesk:
         self._notice = ""
         self.presence = Presence()
         self.disturbed: Callable[[str], None] | None = None
+        endpoints.turn_away_with(self._turn_away)
 
     def forget_telling(self) -> None:
         """The next intent is told, also if one was before."""
@@ -119,9 +120,7 @@ class FrontDesk:
         """
         replied = dropped = 0
         for channel, entry in entries:
-            kind = kind_of(entry[0][entry[1] + 2])
-            if channel is not Channel.STDIN:
-                self._say(channel, entry, refused(kind, reason))
+            kind = self._turn_away(channel, entry, reason)
             if channel is not Channel.STDIN and kind.endswith("_request"):
                 replied += 1
             else:
@@ -129,6 +128,13 @@ class FrontDesk:
         if dropped:
             self._counters.dropped["client.wake_failed"] += dropped
         return replied, dropped
+
+    def _turn_away(self, channel: Channel, entry: Entry, reason: str) -> str:
+        """Tell whoever sent this that the kernel will not get it; give what it was."""
+        kind = kind_of(entry[0][entry[1] + 2])
+        if channel is not Channel.STDIN:
+            self._say(channel, entry, refused(kind, reason))
+        return kind
 
     def _tell(self, kind: str) -> None:
         if not self._told:

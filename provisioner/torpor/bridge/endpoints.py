@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from torpor.bridge.inlet import Desk, Gate, Inlet, Passing
+from torpor.bridge.inlet import Desk, Gate, Inlet, Passing, TurnAway
 from torpor.bridge.line import Line
 from torpor.bridge.outlet import Outlet, PublishOutlet, ReplyOutlet, Shared
 from torpor.bridge.protocol import ClientSide
@@ -156,6 +156,10 @@ class Endpoints:
         """Keep nothing any more; give what was kept and has no reply, each channel in order."""
         unproven, self._gate.unproven = self._gate.unproven, None
         return unproven.take_all() if unproven is not None else []
+
+    def turn_away_with(self, turn_away: TurnAway) -> None:
+        """Have whoever sent what no link can take be told so."""
+        self._gate.turn_away = turn_away
 
     def watch_passing(self, watch: Passing | None) -> None:
         """Have ``watch`` see every shell message just before it goes to the kernel."""

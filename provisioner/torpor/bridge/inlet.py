@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torpor.bridge.counters import Counters
-from torpor.bridge.line import Line
+from torpor.bridge.line import LIMITS, Line
 from torpor.bridge.messages import Malformed, split_message
 from torpor.bridge.outlet import RETRY_S
 from torpor.bridge.reactor import Owner, Reactor
@@ -20,7 +20,7 @@ from torpor.bridge.sockets import Socket, readable, receive
 from torpor.bridge.underway import Underway
 from torpor.bridge.unproven import Unproven
 from torpor.bridge.waiting import Entry, Waiting
-from torpor.link import Channel, MessageTooLarge, QueueFull
+from torpor.link import Channel, QueueFull
 
 MESSAGES_PER_TURN = 64
 MAX_DROPPED = 10_000
@@ -28,6 +28,7 @@ MAX_SIGNATURE_BYTES = 128  # hex of the longest hash
 
 
 Passing = Callable[[list[Part], int], None]
+TurnAway = Callable[[Channel, Entry, str], object]
 
 
 class Desk(Protocol):
@@ -52,6 +53,7 @@ class Gate:
         "line",
         "passing",
         "seen",
+        "turn_away",
         "underway",
         "unproven",
         "waiting",
@@ -70,9 +72,12 @@ class Gate:
         self.desk: Desk | None = None
         self.passing: Passing | None = None
         self.unproven: Unproven | None = None
+        self.turn_away: TurnAway | None = None
 
-    def admit(self, parts: list[Part]) -> int:
+    def admit(self, channel: Channel, parts: list[Part]) -> int:
         """Check a client's message and sign it for the guest, in place; give where it is cut.
+
+        What is admitted fits the link, now or later: a sleeping kernel is not woken by anything else.
 
         Raises:
             Malformed: it must be dropped, for this reason.
@@ -87,7 +92,19 @@ class Gate:
             if not self.seen.first_time(signature):
                 raise Malformed("replayed")
         parts[cut + 1] = self.guest.sign(body)
+        if not LIMITS.admit(channel, parts):
+            if self.turn_away is not None:
+                self.turn_away(channel, (parts, cut), _too_large(channel, parts))
+            raise Malformed("too_large")
         return cut
+
+
+def _too_large(channel: Channel, parts: list[Part]) -> str:
+    return (
+        f"Your message was not passed on to the kernel: it has {sum(map(len, parts)):,} bytes in {len(parts):,}"
+        f" parts, and {LIMITS.largest_bytes(channel):,} bytes and {LIMITS.max_parts:,} parts are the most."
+        " Send it in pieces, or through a file in the workspace."
+    )
 
 
 class Inlet:
@@ -170,7 +187,7 @@ class Inlet:
                 return
             parts = receive(self._socket)
             try:
-                desk.take(self._channel, parts, self._gate.admit(parts))
+                desk.take(self._channel, parts, self._gate.admit(self._channel, parts))
             except Malformed as exc:
                 self._gate.counters.dropped[f"client.{exc.reason}"] += 1
             if not readable(self._socket):
@@ -189,7 +206,7 @@ class Inlet:
 
     def _forward(self, line: Line, parts: list[Part]) -> None:
         try:
-            entry = parts, self._gate.admit(parts)
+            entry = parts, self._gate.admit(self._channel, parts)
         except Malformed as exc:
             self._gate.counters.dropped[f"client.{exc.reason}"] += 1
             return
@@ -198,7 +215,7 @@ class Inlet:
             self.paused = True
 
     def _send(self, line: Line, entry: Entry) -> bool:
-        """Pass a message on, or drop it for good; False if the link has no room now."""
+        """Pass a message on; False if the link has no room now."""
         gate = self._gate
         parts, cut = entry
         if gate.unproven is not None and gate.unproven.full(self._channel):
@@ -207,9 +224,6 @@ class Inlet:
             gate.passing(parts, cut)
         try:
             line.send(self._channel, parts)
-        except MessageTooLarge:
-            gate.counters.dropped["client.too_large"] += 1
-            return True
         except QueueFull:
             return False
         if gate.unproven is not None and self._channel is not Channel.STDIN:

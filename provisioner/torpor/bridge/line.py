@@ -18,7 +18,7 @@ from torpor.bridge.protocol import Fifos
 from torpor.bridge.reactor import READ, WRITE, Owner, Reactor
 from torpor.bridge.signing import Part
 from torpor.errors import LinkProtocolError
-from torpor.link import Channel, Link, LinkState, Message, Opened, Role
+from torpor.link import Channel, Limits, Link, LinkState, Message, Opened, Role
 from torpor.link.fifo import FifoStream
 
 READ_BYTES = 262_144
@@ -30,6 +30,8 @@ STDERR_KEPT_BYTES = 16_384
 STDERR_BURST_BYTES = 65_536  # after so much from a guest that floods its stderr, it has to wait
 STDERR_REST_S = 1.0
 QUIET_S = 0.1  # owed acknowledgements go after so long, if no data took them along
+
+LIMITS = Limits()
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class Line:
         self._reactor = reactor
         self._owner = owner
         self._events = events
-        self._link = Link(Role.HOST, handled=handled)
+        self._link = Link(Role.HOST, limits=LIMITS, handled=handled)
         self._blocked = False
         self._backlog = False
         self._delivering = False

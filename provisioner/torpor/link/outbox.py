@@ -73,7 +73,7 @@ class Outbox:
         self._frame = limits.max_frame_bytes
         self._parts = limits.max_parts
         self._bound = limits.queue_bytes[channel]
-        self._most = min(limits.max_message_bytes, self._bound)
+        self._most = limits.largest_bytes(channel)
         self.waiting: deque[_Outgoing] = deque()  # not, or not wholly, in frames in this session
         self._unacked: deque[_Outgoing] = deque()  # numbers base to next - 1
         self._next = 0

@@ -7,7 +7,7 @@ alone would cost it more than everything else here together.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 Buffer = bytes | bytearray | memoryview
 
@@ -91,6 +91,15 @@ class Limits:
                 raise ValueError(
                     f"{channel.name}: a window of less than {least} bytes, or no queue"
                 )
+
+    def largest_bytes(self, channel: Channel) -> int:
+        """Give the most that a message of ``channel`` may have, its table of lengths included."""
+        return min(self.max_message_bytes, self.queue_bytes[channel])
+
+    def admit(self, channel: Channel, parts: Sequence[Buffer]) -> bool:
+        """Say whether a link with these can ever take a message of ``parts``."""
+        nbytes = sum(map(len, parts)) + LENGTH_BYTES * len(parts)
+        return 0 < len(parts) <= self.max_parts and nbytes <= self.largest_bytes(channel)
 
 
 def message_cost(nbytes: int, parts: int) -> int:

@@ -262,6 +262,22 @@ async def test_strangers_wake_nobody(bed: Bed) -> None:
     assert status["counters"]["dropped.client.no_delimiter"] == 1
 
 
+async def test_what_no_link_takes_wakes_nobody_and_is_answered(bed: Bed) -> None:
+    listener, dealer = bed.raw.listener(), bed.raw.dealer()
+    assert await overheard(bed, listener, 1) == ["welcome"]
+    dealer.send_multipart(bed.raw.request(code="1") + [b""] * 5_000)
+    reply = bed.raw.read(await receive(dealer))
+    assert (reply["msg_type"], reply["content"]["status"]) == ("execute_reply", "error")
+    assert "5,007 parts" in reply["content"]["evalue"]
+    said = [f"{what} execute_request" for what in ("busy", "error", "idle")]
+    assert await overheard(bed, listener, 3) == said
+    await ask(bed, dealer, "kernel_info_request")
+    status = await bed.status()
+    assert (status["state"], status["waiting"]) == ("asleep", 0)
+    assert bed.told("intent") == []
+    assert status["counters"]["dropped.client.too_large"] == 1
+
+
 async def test_twenty_megabytes_wait_and_arrive(bed: Bed) -> None:
     dealer, code = bed.raw.dealer(), os.urandom(10 << 20).hex()
     dealer.send_multipart(bed.raw.request(code=code))

@@ -297,9 +297,13 @@ def test_messages_that_no_link_takes() -> None:
     assert host.can_send(SHELL, 0, 8)
     assert not host.can_send(SHELL, 0, 9)
     for parts in ([], [b""] * 9, [bytes(most - 3)]):
+        assert not SMALL.admit(SHELL, parts)
         with pytest.raises(MessageTooLarge):
             host.send(SHELL, parts)
     assert host.pending_bytes(SHELL) == 0
+    for parts in ([b""] * 8, [bytes(most - 4)]):
+        assert SMALL.admit(SHELL, parts)
+        new_host().send(SHELL, parts)
 
 
 def test_any_contiguous_buffer_is_sent_and_others_are_refused() -> None:
