@@ -127,8 +127,8 @@ def _look(shell):
                 path = os.readlink('/proc/self/fd/' + fd)
             except FileNotFoundError:
                 continue
-            # IPython's history is written by a thread, whenever it likes
-            if '-journal' not in path:
+            # IPython's history is written by a thread, whenever it likes: a journal, and its folder for fsync
+            if '-journal' not in path and not path.endswith('/profile_default'):
                 yield path
     names = {k: v for k, v in locals().items() if type(v) is type(os) or v is open_files}
     print(json.dumps({name: each(code) for name, code in ASPECTS.items()}, default=str))
