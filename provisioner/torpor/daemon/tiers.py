@@ -23,6 +23,7 @@ from torpor.lifecycle.idle import (
     IdlePolicy,
     KernelSeen,
     Tier,
+    again_s,
     next_tier,
 )
 from torpor.runsc.family import family
@@ -30,11 +31,11 @@ from torpor.template import Template
 
 _LEAST_S = 0.5
 _PAUSE_S = 1.0
-"""A new kernel is noticed after so long."""
+"""A new kernel is noticed after so long, and one that is on its way looked at again."""
 _MEASURE_S = 1.0
 """How long the processor time of a kernel is measured that was not looked at before."""
-_AGAIN_S = 5.0
-"""A kernel that could not be put to sleep is tried again after so long."""
+_TROUBLE_S = 5.0
+"""What could not be looked at is tried again after so long."""
 
 
 class Tiers:
@@ -76,7 +77,7 @@ class Tiers:
                     self._since[kernel_id] = kernel.row.tier_since
                     with about(kernel_id):
                         self._due[kernel_id] = time.monotonic() + await self._cared(kernel)
-            ahead = min(self._due.values(), default=now + _AGAIN_S) - time.monotonic()
+            ahead = min(self._due.values(), default=now + _TROUBLE_S) - time.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(ahead, _LEAST_S), _PAUSE_S)):
                     await self._nudged.wait()
@@ -88,19 +89,19 @@ class Tiers:
         except Exception as exc:
             kernel.outlook = f"{kernel.tier}: {exc!r:.200}"
             log("not looked at", level=logging.ERROR, error=exc)
-            return _AGAIN_S
+            return _TROUBLE_S
 
     async def _look(self, kernel: Kernel) -> float:
         """Do what is due for a kernel; give after how many seconds to look again."""
         if kernel.state not in ("running", "frozen", "hibernated"):
             kernel.outlook = ""
-            return _AGAIN_S
+            return _PAUSE_S  # it starts, or is on its way to another tier: its policy begins to count then
         try:
             template = await self._templates(kernel.row.template)
             status = await self._status(kernel)
         except (ConfigError, BackendUnavailable, BridgeRefused) as exc:
             kernel.outlook = f"{kernel.tier}: {exc}"
-            return _AGAIN_S
+            return _TROUBLE_S
         policy = policy_of(template)
         share = self._background(kernel)
         if share is None and policy.count_background:
@@ -109,13 +110,13 @@ class Tiers:
         kernel.outlook = decision.reason
         if decision.action is Action.NONE:
             busy = bool(status.get("busy_reason"))
-            return min(decision.look_again_s, _AGAIN_S) if busy else decision.look_again_s
+            return min(decision.look_again_s, again_s(policy)) if busy else decision.look_again_s
         try:
             await self._act(kernel, decision.action)
         except SandboxError as exc:
             kernel.outlook = f"{kernel.tier}: not put to sleep: {exc.message}"
             log("stays", level=logging.INFO, wanted=decision.action, reason=exc.message)
-            return _AGAIN_S
+            return again_s(policy)
         kernel.outlook = decision.reason
         return _LEAST_S
 

@@ -17,6 +17,9 @@ from math import ceil, inf
 
 LOOK_S = 60.0
 """Look again after so long though no moment is near: no event is relied on for ever."""
+AGAIN_S = 5.0
+"""Look again after so long, at most, at what is busy or refused; see ``again_s``."""
+_AGAIN_LEAST_S = 0.5
 QUIET_S = 2.0
 """Whatever the policy, nothing is put to sleep sooner after its last activity: more may follow."""
 BACKGROUND_SHARE = 0.05
@@ -119,6 +122,16 @@ def next_tier(seen: KernelSeen, policy: IdlePolicy, now: float) -> IdleDecision:
     ahead_s = due[next_action] - now
     outlook = f"{next_action}s in {_span(ahead_s)}" if ahead_s < inf else _FOR_EVER[seen.tier]
     return IdleDecision(Action.NONE, f"{seen.tier}: {outlook}", look_again_s)
+
+
+def again_s(policy: IdlePolicy) -> float:
+    """Give after how many seconds to look again at a kernel that is busy, or refused to sleep.
+
+    Sooner under a policy that does not wait long: because a cell ran at the moment of one look, no
+    kernel may miss a tier.
+    """
+    waits = [each for each in (policy.freeze_after_s, policy.hibernate_after_s) if each > 0]
+    return max(_AGAIN_LEAST_S, min([AGAIN_S, *(each / 4 for each in waits)]))
 
 
 def _kept_by(seen: KernelSeen, policy: IdlePolicy) -> str:

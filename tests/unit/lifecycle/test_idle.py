@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torpor.lifecycle.idle import (
+    AGAIN_S,
     BACKGROUND_SHARE,
     LOOK_S,
     QUIET_S,
@@ -17,6 +18,7 @@ from torpor.lifecycle.idle import (
     IdlePolicy,
     KernelSeen,
     Tier,
+    again_s,
     next_tier,
 )
 
@@ -240,6 +242,23 @@ def test_it_looks_again_before_anything_changes(
     assert next_tier(kernel, policy, between - 1e-6 if between > now else now).action in (
         decision.action,
     )
+
+
+@pytest.mark.parametrize(
+    ("freeze_s", "hibernate_s", "expected"),
+    [(60, 600, AGAIN_S), (0, 0, AGAIN_S), (2, 8, 0.5), (0, 8, 2), (8, 0, 2), (0.1, 8, 0.5)],
+)
+def test_who_is_busy_is_looked_at_again(
+    freeze_s: float, hibernate_s: float, expected: float
+) -> None:
+    policy = replace(POLICY, freeze_after_s=freeze_s, hibernate_after_s=hibernate_s)
+    assert again_s(policy) == expected
+
+
+@given(POLICIES)
+def test_who_is_busy_is_looked_at_again_before_any_tier_has_passed(policy: IdlePolicy) -> None:
+    waits = [each for each in (policy.freeze_after_s, policy.hibernate_after_s) if each > QUIET_S]
+    assert 0 < again_s(policy) < min([*waits, LOOK_S])
 
 
 @settings(max_examples=50)
