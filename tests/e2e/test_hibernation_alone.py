@@ -75,7 +75,10 @@ def test_an_agent_wakes_a_kernel_whose_daemon_has_died(home: Path, tmp_path: Pat
         assert value(agent, "x") == "2"
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize(
+    "after_s",
+    [0.0, 0.05, *(pytest.param(after_s, marks=pytest.mark.slow) for after_s in (0.01, 0.1, 0.2))],
+)
 def test_a_message_that_came_just_before(home: Path, tmp_path: Path, after_s: float) -> None:
     with asleep(tmp_path) as (_, agent):
         pid = daemon_pid(home)

@@ -171,7 +171,14 @@ def test_a_restart(racing: Racing) -> None:
     assert value(racing.kc, "len(open('/tmp/kept').read())") == str(len(STEPS))
 
 
-@pytest.mark.parametrize(("step", "now"), [(0.0, True), (0.3, False), (0.6, True), (0.9, False)])
+@pytest.mark.parametrize(
+    ("step", "now"),
+    [
+        (0.3, False),
+        (0.6, True),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.0, True), (0.9, False))),
+    ],
+)
 def test_a_shutdown(one: Racing, tmp_path: Path, step: float, now: bool) -> None:
     others = one.there()
     km, kc = start(tmp_path)
