@@ -92,16 +92,17 @@ class Gate:
             if not self.seen.first_time(signature):
                 raise Malformed("replayed")
         parts[cut + 1] = self.guest.sign(body)
-        if not LIMITS.admit(channel, parts):
+        nbytes = sum(map(len, parts))
+        if not LIMITS.admit(channel, nbytes, len(parts)):
             if self.turn_away is not None:
-                self.turn_away(channel, (parts, cut), _too_large(channel, parts))
+                self.turn_away(channel, (parts, cut), _too_large(channel, nbytes, len(parts)))
             raise Malformed("too_large")
         return cut
 
 
-def _too_large(channel: Channel, parts: list[Part]) -> str:
+def _too_large(channel: Channel, nbytes: int, parts: int) -> str:
     return (
-        f"Your message was not passed on to the kernel: it has {sum(map(len, parts)):,} bytes in {len(parts):,}"
+        f"Your message was not passed on to the kernel: it has {nbytes:,} bytes in {parts:,}"
         f" parts, and {LIMITS.largest_bytes(channel):,} bytes and {LIMITS.max_parts:,} parts are the most."
         " Send it in pieces, or through a file in the workspace."
     )

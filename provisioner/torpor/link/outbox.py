@@ -70,6 +70,7 @@ class Outbox:
         self.ready: deque[Frame] = deque()
         self.base = 0
         self.pending_bytes = 0
+        self._limits = limits
         self._frame = limits.max_frame_bytes
         self._parts = limits.max_parts
         self._bound = limits.queue_bytes[channel]
@@ -85,7 +86,7 @@ class Outbox:
 
     def fits(self, nbytes: int, parts: int) -> bool:
         """Say whether a message of ``nbytes`` in ``parts`` parts would be taken now."""
-        if not 0 < parts <= self._parts or nbytes + LENGTH_BYTES * parts > self._most:
+        if not self._limits.admit(self.channel, nbytes, parts):
             return False
         pending = self.pending_bytes  # an empty queue takes any message that it can hold
         return not pending or pending + message_cost(nbytes, parts) <= self._bound
@@ -107,7 +108,7 @@ class Outbox:
             or nbytes > self._most
             or not 0 < count <= self._parts
         ):
-            self._refuse(nbytes, count)
+            self._refuse(total, count)
         table = lengths_struct(count).pack(*sizes)
         if nbytes <= _JOIN_BYTES and nbytes <= self._frame:
             message = _Outgoing(cost, count, nbytes, [b"".join((table, *flat))], None)
@@ -118,11 +119,11 @@ class Outbox:
         self.waiting.append(message)
         self.pending_bytes += cost
 
-    def _refuse(self, nbytes: int, count: int) -> None:
+    def _refuse(self, total: int, count: int) -> None:
         """Raise what ``push`` says, unless the queue is empty: it takes any message it can hold."""
-        if nbytes > self._most or not 0 < count <= self._parts:
+        if not self._limits.admit(self.channel, total, count):
             raise MessageTooLarge(
-                f"{self.channel.name}: a message of {count} parts and {nbytes} bytes;"
+                f"{self.channel.name}: a message of {count} parts and {total + LENGTH_BYTES * count} bytes;"
                 f" 1 to {self._parts} parts and {self._most} bytes are possible"
             )
         if self.pending_bytes:

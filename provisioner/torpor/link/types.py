@@ -7,7 +7,7 @@ alone would cost it more than everything else here together.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 Buffer = bytes | bytearray | memoryview
 
@@ -96,10 +96,10 @@ class Limits:
         """Give the most that a message of ``channel`` may have, its table of lengths included."""
         return min(self.max_message_bytes, self.queue_bytes[channel])
 
-    def admit(self, channel: Channel, parts: Sequence[Buffer]) -> bool:
-        """Say whether a link with these can ever take a message of ``parts``."""
-        nbytes = sum(map(len, parts)) + LENGTH_BYTES * len(parts)
-        return 0 < len(parts) <= self.max_parts and nbytes <= self.largest_bytes(channel)
+    def admit(self, channel: Channel, nbytes: int, parts: int) -> bool:
+        """Say whether a link with these can ever take a message of ``nbytes`` in ``parts`` parts."""
+        whole = nbytes + LENGTH_BYTES * parts
+        return 0 < parts <= self.max_parts and whole <= self.largest_bytes(channel)
 
 
 def message_cost(nbytes: int, parts: int) -> int:

@@ -297,12 +297,12 @@ def test_messages_that_no_link_takes() -> None:
     assert host.can_send(SHELL, 0, 8)
     assert not host.can_send(SHELL, 0, 9)
     for parts in ([], [b""] * 9, [bytes(most - 3)]):
-        assert not SMALL.admit(SHELL, parts)
+        assert not SMALL.admit(SHELL, sum(map(len, parts)), len(parts))
         with pytest.raises(MessageTooLarge):
             host.send(SHELL, parts)
     assert host.pending_bytes(SHELL) == 0
     for parts in ([b""] * 8, [bytes(most - 4)]):
-        assert SMALL.admit(SHELL, parts)
+        assert SMALL.admit(SHELL, sum(map(len, parts)), len(parts))
         new_host().send(SHELL, parts)
 
 
