@@ -1,7 +1,8 @@
-"""What holds for every test: it leaves nothing where temporary files are, and no cgroup."""
+"""What holds for every test: it leaves nothing where temporary files are, no cgroup, nothing that is open."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -16,12 +17,19 @@ _TMP = Path("/tmp")
 # Not all that is there is ours: these are the names that Python, IPython and the guest give.
 _OURS = ("tmp", ".torpor-", ".ipython", "torpor-user-")
 _SETTLE_S = 5.0
+_LONG_S = 0.1
 _seen: dict[str, str] = {}
 
 
 def pytest_configure() -> None:
     """Let the tests clean up also when they are told to end: what they have started outlives them."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Have a later collection of garbage look only at what the tests have made, which takes milliseconds."""
+    gc.collect()
+    gc.freeze()
 
 
 def _there() -> set[str]:
@@ -56,6 +64,19 @@ def no_cgroup_left() -> Iterator[None]:
         time.sleep(0.1)
     told = {path: _seen.get(path, "the end") for path in left}
     assert not left, f"cgroups left, with the test after which they were there: {told}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open(noted: None) -> Iterator[None]:
+    """Have a test that left a socket or file to the garbage collector fail itself.
+
+    Else another test would, or the session after its last one, whenever the collector comes by. Only those that
+    took a while are looked at, which are those that open something.
+    """
+    began = time.monotonic()
+    yield
+    if time.monotonic() - began > _LONG_S:
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

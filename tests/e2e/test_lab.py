@@ -11,15 +11,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tornado.websocket import websocket_connect
 
+from tests.e2e.tabs import open_tab, stdout_of
 from tests.home import KERNEL, write_kernelspec
 from tests.world import look, wait_clean
 
@@ -77,26 +76,9 @@ def lab(torpor_env: Path, tmp_path: Path) -> Iterator[str]:
 
 
 async def execute(base: str, kernel_id: str, code: str) -> str:
-    """Execute over the websocket that a browser uses; give stdout."""
-    url = f"ws{base[4:]}api/kernels/{kernel_id}/channels?session_id=s&token={TOKEN}"
-    connection = await websocket_connect(url)
-    header = {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "session": "s"}
-    header |= {"username": "u", "version": "5.3", "date": "2026-01-01T00:00:00Z"}
-    content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}}
-    message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
-    await connection.write_message(json.dumps(message | {"channel": "shell", "buffers": []}))
-    stdout = ""
-    while True:
-        text = await connection.read_message()
-        assert text is not None, "the websocket was closed"
-        got = json.loads(text)
-        if got["parent_header"].get("msg_id") != header["msg_id"]:
-            continue
-        if got["msg_type"] == "stream":
-            stdout += got["content"]["text"]
-        if got["msg_type"] == "status" and got["content"]["execution_state"] == "idle":
-            connection.close()
-            return stdout
+    """Execute over the websocket that a browser uses; give what the cell printed."""
+    async with open_tab(base, kernel_id, TOKEN) as tab:
+        return stdout_of(await tab.execute(code))
 
 
 async def test_the_default_kernel_of_jupyterlab_is_sandboxed(lab: str, tmp_path: Path) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tornado.websocket import WebSocketClientConnection, websocket_connect
 from torpor.client import Client
 from torpor.client_sleep import SleepClient
 from torpor.config import user_paths
 
 from tests.e2e.sleeping import events, sandbox_pids, wait
+from tests.e2e.tabs import open_tab, text_of
 from tests.e2e.test_lab import (
     TOKEN,
     lab,  # noqa: F401 - a fixture
@@ -25,58 +22,7 @@ from tests.home import KERNEL
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
 
-Told = list[tuple[str, dict[str, Any]]]
 DEBUG_INFO = {"type": "request", "seq": 1, "command": "debugInfo"}
-
-
-class Tab:
-    """A websocket to one kernel, as a browser's tab has it."""
-
-    def __init__(self, connection: WebSocketClientConnection) -> None:
-        self._connection = connection
-
-    async def ask(self, kind: str, content: dict[str, Any], channel: str = "shell") -> Told:
-        """Send a request; give everything that belongs to it, (type, content), to reply and idle."""
-        header = {"msg_id": uuid.uuid4().hex, "msg_type": kind, "session": "s"}
-        header |= {"username": "u", "version": "5.3", "date": "2026-01-01T00:00:00Z"}
-        message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
-        await self._connection.write_message(
-            json.dumps(message | {"channel": channel, "buffers": []})
-        )
-        told: Told = []
-        async with asyncio.timeout(30):
-            while not (_has(told, "_reply") and _is_idle(told)):
-                text = await self._connection.read_message()
-                assert text is not None, "the websocket was closed"
-                got = json.loads(text)
-                if got["parent_header"].get("msg_id") == header["msg_id"]:
-                    told.append((got["msg_type"], got["content"]))
-        return told
-
-    async def execute(self, code: str) -> Told:
-        content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}}
-        return await self.ask("execute_request", content)
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-async def open_tab(base: str, kernel_id: str) -> Tab:
-    url = f"ws{base[4:]}api/kernels/{kernel_id}/channels?session_id=s&token={TOKEN}"
-    return Tab(await websocket_connect(url))
-
-
-def _has(told: Told, ending: str) -> bool:
-    return any(kind.endswith(ending) for kind, _ in told)
-
-
-def _is_idle(told: Told) -> bool:
-    return ("status", {"execution_state": "idle"}) in told
-
-
-def text_of(told: Told) -> str:
-    [text] = [body["data"]["text/plain"] for kind, body in told if kind == "execute_result"]
-    return str(text)
 
 
 async def status(kernel_id: str) -> str:
@@ -91,35 +37,33 @@ async def hibernate(kernel_id: str) -> None:
 async def test_open_tabs_only_look(lab: str, torpor_env: Path) -> None:  # noqa: F811
     session = {"path": "a.ipynb", "type": "notebook", "name": "a", "kernel": {"name": KERNEL}}
     kernel_id = request(lab, "api/sessions", "POST", session)["kernel"]["id"]
-    tab = await open_tab(lab, kernel_id)
-    await tab.execute("x = 1")
-    await tab.ask("debug_request", DEBUG_INFO, "control")
-    before = sandbox_pids(torpor_env)
-    await hibernate(kernel_id)
-    woken = len(events(torpor_env, "woken"))
-    for _ in range(3):  # a browser that comes back again and again
-        [listed] = await asyncio.to_thread(request, lab, "api/kernels")
-        assert listed["execution_state"] == "idle"
-        assert len(await asyncio.to_thread(request, lab, "api/sessions")) == 1
-        other = await open_tab(lab, kernel_id)
-        for kind in ("kernel_info_request", "comm_info_request"):
-            [reply] = [body for each, body in await other.ask(kind, {}) if each.endswith("_reply")]
-            assert reply["status"] == "ok"
-        told = await other.ask("debug_request", DEBUG_INFO, "control")
-        assert any(body.get("command") == "debugInfo" for _, body in told)
-        other.close()
-    tab.close()  # the last one; and opened again
-    tab = await open_tab(lab, kernel_id)
-    await tab.ask("kernel_info_request", {})
-    await asyncio.sleep(1)
-    assert await status(kernel_id) == "hibernated"
-    assert len(events(torpor_env, "woken")) == woken
-    assert set(sandbox_pids(torpor_env)) < set(before)
-    assert text_of(await tab.execute("x += 1; x")) == "2"
-    async with asyncio.timeout(10):  # the reply may come first
-        while await status(kernel_id) != "running":  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-    tab.close()
+    async with open_tab(lab, kernel_id, TOKEN) as tab:
+        await tab.execute("x = 1")
+        await tab.ask("debug_request", DEBUG_INFO, "control")
+        before = sandbox_pids(torpor_env)
+        await hibernate(kernel_id)
+        woken = len(events(torpor_env, "woken"))
+        for _ in range(3):  # a browser that comes back again and again
+            [listed] = await asyncio.to_thread(request, lab, "api/kernels")
+            assert listed["execution_state"] == "idle"
+            assert len(await asyncio.to_thread(request, lab, "api/sessions")) == 1
+            async with open_tab(lab, kernel_id, TOKEN) as other:
+                for kind in ("kernel_info_request", "comm_info_request"):
+                    told = await other.ask(kind, {})
+                    [reply] = [body for each, body in told if each.endswith("_reply")]
+                    assert reply["status"] == "ok"
+                told = await other.ask("debug_request", DEBUG_INFO, "control")
+                assert any(body.get("command") == "debugInfo" for _, body in told)
+    async with open_tab(lab, kernel_id, TOKEN) as tab:  # the last one was closed
+        await tab.ask("kernel_info_request", {})
+        await asyncio.sleep(1)
+        assert await status(kernel_id) == "hibernated"
+        assert len(events(torpor_env, "woken")) == woken
+        assert set(sandbox_pids(torpor_env)) < set(before)
+        assert text_of(await tab.execute("x += 1; x")) == "2"
+        async with asyncio.timeout(10):  # the reply may come first
+            while await status(kernel_id) != "running":  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
     await asyncio.to_thread(request, lab, f"api/kernels/{kernel_id}", "DELETE")
 
 
@@ -128,24 +72,23 @@ async def test_a_wake_that_fails_is_told_and_a_restart_is_fresh(
     torpor_env: Path,
 ) -> None:
     kernel_id = request(lab, "api/kernels", "POST", {})["id"]
-    tab = await open_tab(lab, kernel_id)
-    await tab.execute("x = 1")
-    await hibernate(kernel_id)
-    [folder] = (torpor_env / "state/snapshots" / kernel_id).iterdir()
-    wait((folder / "digests.json").exists, lambda: str(list(folder.iterdir())))
-    pages = (folder / "image/pages.img").read_bytes()
-    os.truncate(folder / "image/pages.img", 100)
-    told = dict(await tab.execute("x"))
-    for kind in ("error", "execute_reply"):
-        assert "could not be woken" in told[kind]["evalue"]
-        assert "restart the kernel to start fresh" in told[kind]["traceback"][-1]
-    assert await status(kernel_id) == "hibernated"
-    (folder / "image/pages.img").write_bytes(pages)  # somebody has found a copy
-    assert text_of(await tab.execute("x")) == "1"
-    await hibernate(kernel_id)
-    [*_, folder] = sorted((torpor_env / "state/snapshots" / kernel_id).iterdir())
-    os.truncate(folder / "image/pages.img", 100)
-    await asyncio.to_thread(request, lab, f"api/kernels/{kernel_id}/restart", "POST", {})
-    assert text_of(await tab.execute("'x' in globals()")) == "False"
-    tab.close()
+    async with open_tab(lab, kernel_id, TOKEN) as tab:
+        await tab.execute("x = 1")
+        await hibernate(kernel_id)
+        [folder] = (torpor_env / "state/snapshots" / kernel_id).iterdir()
+        wait((folder / "digests.json").exists, lambda: str(list(folder.iterdir())))
+        pages = (folder / "image/pages.img").read_bytes()
+        os.truncate(folder / "image/pages.img", 100)
+        told = dict(await tab.execute("x"))
+        for kind in ("error", "execute_reply"):
+            assert "could not be woken" in told[kind]["evalue"]
+            assert "restart the kernel to start fresh" in told[kind]["traceback"][-1]
+        assert await status(kernel_id) == "hibernated"
+        (folder / "image/pages.img").write_bytes(pages)  # somebody has found a copy
+        assert text_of(await tab.execute("x")) == "1"
+        await hibernate(kernel_id)
+        [*_, folder] = sorted((torpor_env / "state/snapshots" / kernel_id).iterdir())
+        os.truncate(folder / "image/pages.img", 100)
+        await asyncio.to_thread(request, lab, f"api/kernels/{kernel_id}/restart", "POST", {})
+        assert text_of(await tab.execute("'x' in globals()")) == "False"
     await asyncio.to_thread(request, lab, f"api/kernels/{kernel_id}", "DELETE")
