@@ -72,7 +72,7 @@ class Ahead:
         standing = self._standing.get(kernel_id)
         if standing is not None and standing.generation == kernel.row.generation:
             self._standing[kernel_id] = self._standing.pop(kernel_id)  # others make room first
-        elif self._most > 0 and kernel_id not in self._coming:
+        elif self._most > 0 and kernel_id not in self._coming and not self._tasks.closing:
             self._coming.add(kernel_id)
             self._tasks.start(self._care(kernel), name=f"sandbox ahead for {kernel_id}")
 

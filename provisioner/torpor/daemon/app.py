@@ -134,7 +134,7 @@ class Daemon:
             )
             self.forker = Forker(self.parts, settling, self.supervisor.sleeper, room=self._room)
             await recover(self.parts, settling, self.supervisor)
-            self.tiers = Tiers(self.parts, self.supervisor, self._template)
+            self.tiers = Tiers(self.parts, self.supervisor, self._template, settling.tasks)
             settling.tasks.start(self.tiers.run(), name="tiers")
             self.tiering = Tiering(stores, settling.kernels, settling.tasks)
             settling.tasks.start(self.tiering.run(), name="tiering")

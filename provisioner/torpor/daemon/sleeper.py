@@ -56,11 +56,18 @@ class Sleeper:
         self._templates = templates
         self._ahead = ahead
         self._waking = Waking(parts, watch, ahead)
-        self._turns = asyncio.Semaphore(at_once)
+        self._saves = asyncio.Semaphore(at_once + 1)
+        self._wakes = asyncio.Semaphore(at_once)
+        """Turns of their own: few wait for a save, of several GiB it takes a while, and a wake is wanted now."""
 
     async def aclose(self) -> None:
         """Leave what can wait to the next daemon. Twice is fine."""
         await self._waking.aclose()
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether a kernel would be saved at once. One that waits for its turn is held, and cannot be woken."""
+        return not self._saves.locked()
 
     # -- deeper, under the kernel's lock -------------------------------------------------------
 
@@ -82,7 +89,7 @@ class Sleeper:
         handle, started = self._handle(kernel), time.monotonic()
         try:
             async with (
-                self._turns,
+                self._saves,
                 self._saving(handle) as saving,
                 self._standing_still(kernel, handle, "hibernating") as still,
             ):
@@ -114,7 +121,7 @@ class Sleeper:
     async def _checkpoint(self, kernel: Kernel, name: str) -> Snapshot:
         handle = self._handle(kernel)
         async with (
-            self._turns,
+            self._saves,
             self._saving(handle) as saving,
             self._standing_still(kernel, handle, "saving") as still,
         ):
@@ -242,7 +249,7 @@ class Sleeper:
             async with at_hand as snapshot:  # a store may hang: that takes nobody's turn
                 kernel.moving = "waking"
                 kernel.notify()
-                async with self._turns:
+                async with self._wakes:
                     await self._waking.wake(kernel, snapshot, await self._template(kernel))
         except BaseException as exc:
             if kernel.row.status is Status.LIVE:  # it is awake: only its caller has left

@@ -26,6 +26,8 @@ class Tasks:
         task = asyncio.create_task(self._guarded(coro, name), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        # One that is cancelled before it has begun would be reported as never awaited.
+        task.add_done_callback(lambda _task: coro.close())
         return task
 
     async def _guarded(self, coro: Coroutine[Any, Any, Any], name: str) -> None:

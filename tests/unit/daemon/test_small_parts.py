@@ -147,6 +147,17 @@ def test_tcp_needs_no_links(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_task_that_is_cancelled_before_it_has_begun_leaves_no_warning():
+    tasks, begun = Tasks(), []
+
+    async def work():
+        begun.append(1)
+
+    tasks.start(work(), name="work")
+    await tasks.aclose()
+    assert (begun, len(tasks)) == ([], 0)
+
+
 async def test_tasks_are_held_and_awaited():
     tasks, ended = Tasks(), []
 
