@@ -37,6 +37,7 @@ HEADER = "header"
 _GENERATION = re.compile(r"[1-9][0-9]{0,8}")
 _UPLOAD = re.compile(r"[0-9a-f]{32}")
 _HEADER_LIMIT_BYTES = 1 << 16
+_READS = 5
 Known = MutableMapping[tuple[str, int], tuple[Entry, Stored]]
 
 
@@ -126,13 +127,27 @@ class Catalogue:
     def whole(self, kernel_id: str, generation: int) -> Whole | None:
         """Give a snapshot; None when there is none that is whole.
 
+        A manifest that somebody replaces is read in parts of both where a store reads in steps (FTP asks for
+        the size first): what cannot be used counts only once it reads the same again.
+
         Raises SnapshotUnusable: tampered with, sealed with another key, not ours, too new.
         """
-        where = f"the manifest of generation {generation} of kernel {kernel_id} in the store"
+        name = f"{folder_name(kernel_id, generation)}/{MANIFEST}"
         limit_bytes = MANIFEST_LIMIT_BYTES + _HEADER_LIMIT_BYTES
-        raw = self.objects.read(f"{folder_name(kernel_id, generation)}/{MANIFEST}", limit_bytes)
-        if raw is None:
-            return None
+        raw = self.objects.read(name, limit_bytes)
+        for reads in range(_READS):
+            if raw is None:
+                return None
+            try:
+                return self._opened(kernel_id, generation, raw)
+            except SnapshotUnusable:
+                before, raw = raw, self.objects.read(name, limit_bytes)
+                if raw == before or reads == _READS - 1:
+                    raise
+        return None
+
+    def _opened(self, kernel_id: str, generation: int, raw: bytes) -> Whole:
+        where = f"the manifest of generation {generation} of kernel {kernel_id} in the store"
         header, head, closed = split_header(raw, where)
         _require_identity(header, kernel_id, generation, where)
         seal = seal_of(header, self.key)

@@ -282,6 +282,35 @@ def test_a_chunk_of_the_same_size(
     assert left(root) == set()
 
 
+@pytest.mark.parametrize("torn_reads", [1, 3])
+def test_a_manifest_that_is_just_replaced(
+    place: Place, local: SnapshotStore, torn_reads: int
+) -> None:
+    """A store that reads in steps gives parts of two, or one that is cut short: it is read again."""
+    place.store(Key()).push(publish(local))
+    name = f"{KERNEL}/1/manifest"
+    whole, reads = place.objects()[name], []
+
+    def before(what: str, path: str) -> None:
+        if what == "read" and path.endswith("/manifest"):
+            reads.append(path)
+            cut = -len(reads) if len(reads) <= torn_reads else len(whole)
+            place.put(name, whole[:cut])
+
+    assert faulty(place, before=before).manifest(KERNEL, 1).generation == 1
+    assert len(reads) == torn_reads + 1
+
+
+def test_a_manifest_that_stays_damaged(place: Place, local: SnapshotStore) -> None:
+    place.store(Key()).push(publish(local))
+    name = f"{KERNEL}/1/manifest"
+    place.put(name, place.objects()[name][:-1])
+    count = Failing(OSError(), "read", "/manifest", range(0))
+    with pytest.raises(SnapshotUnusable, match="is damaged"):
+        faulty(place, before=count).manifest(KERNEL, 1)
+    assert count.count == 2
+
+
 def test_a_header_of_another_snapshot(
     place: Place, local: SnapshotStore, other: SnapshotStore
 ) -> None:
