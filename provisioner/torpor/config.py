@@ -227,8 +227,8 @@ class SettingsSource:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._stamp: object = None
-        self._settings: Settings | None = None
+        self._read: tuple[object, Settings] | None = None
+        """The stamp of the files, and what they said; replaced as one: threads read at the same time."""
 
     async def current(self) -> Settings:
         """Give the settings. Raises ConfigError as long as the files are wrong."""
@@ -237,10 +237,10 @@ class SettingsSource:
     def read(self) -> Settings:
         """Give the settings, blocking. Raises ConfigError as long as the files are wrong."""
         stamp = tuple(_stamp(self._paths.config / name) for name in FILES)
-        if self._settings is None or stamp != self._stamp:
-            self._settings, self._stamp = None, stamp
-            self._settings = load_settings(self._paths)
-        return self._settings
+        known = self._read
+        if known is None or stamp != known[0]:
+            known = self._read = (stamp, load_settings(self._paths))
+        return known[1]
 
 
 def _load_file(folder: Path, name: str) -> Config:

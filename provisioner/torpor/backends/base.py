@@ -242,7 +242,8 @@ class Backend(Protocol):
         """Stop everything in a sandbox where it is; its memory stays. Twice is fine.
 
         Raises:
-            SandboxGone: it has ended, or cannot be stopped and goes on.
+            SandboxGone: it has ended.
+            Busy: it does not stop, and goes on.
             LaunchError: this machine refused; it goes on.
         """
 

@@ -30,7 +30,7 @@ from torpor.backends.local_layout import Layout
 from torpor.backends.local_lineage import lineage, processor
 from torpor.backends.local_saving import Saving, pause, prepare_saved, resume, take_back
 from torpor.backends.local_slots import FIRST_UID, UIDS, UidSlots, has_every_uid
-from torpor.errors import LaunchError, SandboxError, SandboxGone
+from torpor.errors import Busy, LaunchError, SandboxError, SandboxGone
 from torpor.lifecycle.cleanup import run_to_end
 from torpor.runsc import pidfd
 from torpor.runsc.launchers import Launchers
@@ -221,7 +221,7 @@ class LocalBackend:
             paused.touch(mode=0o600)
             await pause(self.launchers, handle, self._owner(handle))
             if not await stop(handle):
-                raise SandboxGone(f"sandbox {handle.sandbox_id} cannot be stopped: it goes on")
+                raise Busy(f"sandbox {handle.sandbox_id} could not be stopped: it goes on")
         except BaseException as exc:
             try:
                 await run_to_end(self.thaw(handle), within_s=_UNDO_S, name="thaw")

@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterable
 
 from torpor.backends.base import Handle
-from torpor.errors import SandboxGone
+from torpor.errors import Busy, SandboxGone
 from torpor.runsc import pidfd
 from torpor.runsc.family import Member, family, works
 
-_LOOKS = 50
-_REST_LOOKS = 10
+_STOP_S = 2.0
+_REST_LOOKS = 25
 _PAUSE_S = 0.002
 _STOPPED = frozenset("TtZX")
 
@@ -28,16 +29,20 @@ async def stop(handle: Handle) -> bool:
     """Stop runsc's processes; twice is fine. False when the sandbox computes on without them.
 
     Raises:
-        SandboxGone: it has ended, or cannot be stopped and goes on.
+        SandboxGone: it has ended.
+        Busy: it does not stop, and goes on.
     """
-    for _ in range(_LOOKS):
-        running = [each.pid for each in _own(handle) if each.state not in _STOPPED]
-        if not running:
+    until = time.monotonic() + _STOP_S
+    while time.monotonic() < until:
+        own = _own(handle)
+        running = [each.pid for each in own if each.state not in _STOPPED]
+        # A process counts as stopped when its first thread is; the others need a processor for it.
+        if not running and not any(works(each.pid) for each in own):
             return await _rests(handle)
         _send(running, signal.SIGSTOP)
         await asyncio.sleep(_PAUSE_S)
     go_on(handle)
-    raise SandboxGone(f"sandbox {handle.sandbox_id} cannot be stopped: it goes on")
+    raise Busy(f"sandbox {handle.sandbox_id} could not be stopped in {_STOP_S:g} s: it goes on")
 
 
 def go_on(handle: Handle) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 from torpor.bridge.body import Body
 from torpor.bridge.desk import FrontDesk, Publish
 from torpor.bridge.endpoints import Keys
-from torpor.bridge.hold import Hold, reason_to_go_on
+from torpor.bridge.hold import Hold, is_finishing, reason_to_go_on
 from torpor.bridge.presence import Seen, parse_seen
 from torpor.bridge.probe import Probe
 from torpor.bridge.protocol import Fifos, RequestError
@@ -111,7 +111,7 @@ class Hibernation:
             self._require(State.AWAKE)
         reason = self.busy_reason()
         if reason is not None:
-            raise RequestError("link" if reason is _NO_LINK else "busy", reason)
+            raise RequestError("link" if reason is _NO_LINK else self._busy_code(), reason)
         if self.state is State.HELD:
             if self._asleep_as is not None:  # restored, and now to be saved again
                 self._asleep_as, self._hold_id = None, uuid.uuid4().hex
@@ -341,7 +341,10 @@ class Hibernation:
         if self.state is not state:
             raise RequestError("state", f"the kernel is {self.state.value}, not {state.value}")
 
-    def _end_hold(self, reason: str | None, code: str = "busy") -> None:
+    def _busy_code(self) -> str:
+        return "finishing" if is_finishing(self._body) else "busy"
+
+    def _end_hold(self, reason: str | None, code: str = "") -> None:
         hold, ended = self._hold, self._hold_ended
         assert hold is not None
         assert ended is not None
@@ -349,7 +352,7 @@ class Hibernation:
         self._hold = self._hold_ended = self._body.relay.probe = self._desk.disturbed = None
         if reason is not None:
             self._body.endpoints.pass_on()
-            ended(RequestError(code, reason), {})
+            ended(RequestError(code or self._busy_code(), reason), {})
             return
         if hold.probe.kernel_info is not None:
             self._body.guest.kernel_info = hold.probe.kernel_info

@@ -15,7 +15,7 @@ from torpor.errors import BackendUnavailable, SandboxError
 
 ANSWER_TIMEOUT_S = 30.0
 RPC_SLACK_S = 5.0  # the bridge itself ends these after their timeout
-BOUNDED = frozenset({"rpc", "hold", "wake"})
+BOUNDED = {"rpc": "timeout_s", "hold": "timeout_s", "wake": "timeout_s", "release": "prove_s"}
 QUEUED_EVENTS = 10_000
 
 
@@ -76,7 +76,7 @@ class BridgeClient:
         self._waiting[ident] = future
         timeout_s = ANSWER_TIMEOUT_S
         if op in BOUNDED:
-            timeout_s = float(params.get("timeout_s") or ANSWER_TIMEOUT_S) + RPC_SLACK_S
+            timeout_s = float(params.get(BOUNDED[op]) or ANSWER_TIMEOUT_S) + RPC_SLACK_S
         try:
             async with asyncio.timeout(timeout_s):
                 request = {**params, "id": ident, "op": op}

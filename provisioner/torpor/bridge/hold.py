@@ -19,7 +19,8 @@ from torpor.link import Channel, QueueFull
 
 LOOK_S = 0.001
 STILL_S = 0.003  # nothing has moved for so long
-PROBE_S = 2.0
+PROBE_S = 5.0
+_PROBE_LOOKS = 200  # a machine that stood still for so long has not given the kernel its time
 
 
 def reason_to_go_on(kernel: Subject) -> str | None:
@@ -33,6 +34,15 @@ def reason_to_go_on(kernel: Subject) -> str | None:
     if kernel.activity.state != "idle":
         return f"the kernel is {kernel.activity.state}"
     return kernel.underway.reason()
+
+
+def is_finishing(kernel: Subject) -> bool:
+    """Whether all that ``kernel`` was asked has its reply, so that it should be idle in a moment.
+
+    A kernel says that it is idle after it has replied, on another channel; so it is when it handles
+    what has no reply, such as a comm message.
+    """
+    return kernel.activity.state == "busy" and kernel.underway.reason() is None
 
 
 def idle_since(kernel: Subject) -> float:
@@ -62,6 +72,7 @@ class Hold:
         self._timeout_s = timeout_s
         self._until = time.monotonic() + timeout_s
         self._probe_until = time.monotonic() + min(PROBE_S, timeout_s)
+        self._looks = 0
         self._moved, self._moved_at = -1, 0.0
         self._timer: Timer | None = None
         self._given_up: str | None = None
@@ -90,12 +101,13 @@ class Hold:
         self._timer = self._reactor.later(LOOK_S, self._kernel, self._look)
 
     def _look(self) -> None:
+        self._looks += 1
         reason = self._given_up or reason_to_go_on(self._kernel) or self.probe.failure
         if reason:
             self._ended(reason)
         elif self.probe.done:
             self._look_for_movement()
-        elif time.monotonic() >= self._probe_until:
+        elif time.monotonic() >= self._probe_until and self._looks >= _PROBE_LOOKS:
             self._ended("the kernel does not answer comm_info_request")
         else:
             self._look_later()

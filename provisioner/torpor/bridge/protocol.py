@@ -7,9 +7,9 @@ JSON lines both ways. A request, its two possible answers, and what comes unaske
     {"id": 7, "ok": false, "error": {"code": "bind", "message": "…"}}
     {"event": "guest", "kernel_id": "…", "body": {…}}
 
-Codes: ``bad_request unknown_op unknown_kernel exists bind fifo link timeout busy state internal``,
-and those of the guest, passed on as they are. An operation that fails has changed nothing. All but
-``hello``, ``list`` and ``shutdown`` name a ``kernel_id``:
+Codes: ``bad_request unknown_op unknown_kernel exists bind fifo link timeout busy finishing state
+internal``, and those of the guest, passed on as they are. An operation that fails has changed nothing.
+All but ``hello``, ``list`` and ``shutdown`` name a ``kernel_id``:
 
 ``hello {starter?} -> {version, pid, kernels}``, ``list {} -> {kernels}``, ``shutdown {force}``
     ``starter {argv, env, lock}``: the bridge may start the daemon with that when nobody is connected
@@ -31,7 +31,8 @@ Hibernation (``asleep``)::
 
     hold {timeout_s?}  -> {memory}     nothing is in flight, and nothing is passed to the guest.
         busy: readable, and temporary: a cell is running or asks for input, a debugger has stopped
-        it, a request has no reply, it or a client keeps talking. link: it has no open link.
+        it, a request has no reply, it or a client keeps talking. finishing: it is busy, though all it
+        was asked has its reply: it should be idle in a moment. link: it has no open link.
         Held already: the memory as of now; busy also if something waits. It is held either way.
     release {notice?, prove_s?} -> {}  undo hold; what waited is passed
         With prove_s, after wake with held: true: answered only when the kernel has said that it takes

@@ -25,8 +25,8 @@ MAX_MESSAGE_BYTES = 1 << 30
 SHARE_BYTES = 8_192  # below this a copy is cheaper than pyzmq's bookkeeping for a shared frame
 QUEUED_MESSAGES = 10_000  # for each client and endpoint; ``inflight`` bounds the bytes
 UNREAD_MESSAGES = 16  # from each client; more stay in the client, which is told by back-pressure
-FREE_WITHIN_S = 0.5
 FREE_POLL_S = 0.000_5
+FREE_LOOKS = 1000  # counted, not timed: libzmq's thread must have had the processor meanwhile
 STUCK_AFTER_MS = 60_000  # a TCP client whose receive window stays shut this long is disconnected
 
 _DONTWAIT = int(zmq.DONTWAIT)
@@ -77,13 +77,14 @@ def close_sockets(
     """
     for socket in sockets:
         socket.close(linger_ms)
-    deadline = time.monotonic() + FREE_WITHIN_S
+    left = FREE_LOOKS
     for channel, port in ports.items():
         if client.transport == "ipc":
             Path(client.address(channel, port).removeprefix("ipc://")).unlink(missing_ok=True)
             continue
-        while not _is_free(client.ip, port) and time.monotonic() < deadline:
+        while not _is_free(client.ip, port) and left > 0:
             time.sleep(FREE_POLL_S)
+            left -= 1
 
 
 def _is_free(ip: str, port: int) -> bool:

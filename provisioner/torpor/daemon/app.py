@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -227,14 +227,19 @@ class Daemon:
 
     async def launch(self, request: LaunchRequest, owner: Process | None) -> dict[str, Any]:
         """Start or restart a kernel and give its state. Raises as ``Supervisor.launch``."""
+        settings = await self._source.current()
+        template = settings.template(request.template)
+        if request.env_allow not in (None, template.env_allow):
+            raise TemplateChanged(f"env_allow of template {template.name!r} has changed")
+        kernel = await self.supervisor.launch(request, template, owner)
+        return kernel_state(kernel, self.parts, {})  # quicker than to ask the bridge again
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Have torpord not end meanwhile for want of kernels: somebody waits for something."""
         self._requests += 1
         try:
-            settings = await self._source.current()
-            template = settings.template(request.template)
-            if request.env_allow not in (None, template.env_allow):
-                raise TemplateChanged(f"env_allow of template {template.name!r} has changed")
-            kernel = await self.supervisor.launch(request, template, owner)
-            return kernel_state(kernel, self.parts, {})  # quicker than to ask the bridge again
+            yield
         finally:
             self._requests -= 1
 

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 from collections.abc import Coroutine, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from tornado import iostream, web
@@ -61,7 +62,10 @@ class Handler(web.RequestHandler):
         self._work = asyncio.create_task(coro, name=f"{self.request.method} {self.request.path}")
         if self.left:
             self._work.cancel()
-        await asyncio.wait({self._work})
+        # Whoever only looks does not keep torpord from ending.
+        keeping = nullcontext() if self.request.method == "GET" else self.daemon.working()
+        with keeping:
+            await asyncio.wait({self._work})
         if self._work.cancelled():
             if not self.left:
                 raise BackendUnavailable("cancelled: the kernel was deleted meanwhile")

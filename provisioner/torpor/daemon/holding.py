@@ -12,8 +12,10 @@ from torpor.bridge.client import BridgeRefused
 from torpor.daemon.bridge_keeper import BridgeKeeper
 from torpor.errors import Busy
 
-HOLD_S = 3.0
-_IDLE_S = 0.2
+HOLD_S = 6.0
+_PATIENCE_S = {"busy": 0.2, "finishing": 2.0}
+"""How long it is asked again, by what the bridge says: that it has replied, and is not idle yet, passes."""
+_PAUSE_S = 0.02
 _MAPPED_S = 5.0
 
 
@@ -38,14 +40,14 @@ async def held(bridge: BridgeKeeper, kernel_id: str, workspace: str | None) -> S
         Busy: it has something to do, or its guest does not answer.
         BridgeRefused, BackendUnavailable: the bridge cannot.
     """
-    until = time.monotonic() + _IDLE_S
+    began = time.monotonic()
     while True:
         try:
             return await _asked(bridge, kernel_id, workspace)
         except BridgeRefused as exc:
-            if exc.reason != "busy" or time.monotonic() >= until:
+            if time.monotonic() - began >= _PATIENCE_S.get(exc.reason, 0.0):
                 raise Busy(f"kernel {kernel_id} cannot sleep now: {exc}") from exc
-        await asyncio.sleep(_IDLE_S / 10)
+        await asyncio.sleep(_PAUSE_S)
 
 
 async def _asked(bridge: BridgeKeeper, kernel_id: str, workspace: str | None) -> Still:

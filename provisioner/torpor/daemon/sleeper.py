@@ -240,9 +240,8 @@ class Sleeper:
 
     async def _wake(self, kernel: Kernel) -> None:
         started, slept_s = time.monotonic(), time.time() - kernel.row.tier_since
-        at_hand = self._parts.stores.at_hand(
-            kernel.row.kernel_id, kernel.row.generation, told=partial(_fetching, kernel)
-        )
+        told = partial(_fetching, kernel, asyncio.get_running_loop())
+        at_hand = self._parts.stores.at_hand(kernel.row.kernel_id, kernel.row.generation, told=told)
         kernel.moving = "waking"
         kernel.notify()
         try:
@@ -313,10 +312,10 @@ class Sleeper:
     ) -> AsyncIterator[Still]:
         """Have the kernel stand still; if the block fails, it goes on as if nothing had been."""
         kernel_id = kernel.row.kernel_id
-        if kernel.frozen:  # held already; runsc cannot save what does not run
-            await self._parts.backend.thaw(handle)
         kernel.moving = moving
         try:
+            if kernel.frozen:  # held already; runsc cannot save what does not run
+                await self._parts.backend.thaw(handle)
             self._put(kernel, paused=True)
             still = await held(self._parts.bridge, kernel_id, handle.workspace)
             kernel.notify()
@@ -454,10 +453,16 @@ class Sleeper:
             log("bridge not told", level=logging.WARNING, error=exc, op=op)
 
 
-def _fetching(kernel: Kernel, transfer: Transfer) -> None:
-    """Say how far a fetch is; called from the thread that fetches."""
-    kernel.moving = "fetching"
-    kernel.outlook = f"asleep: its snapshot is fetched, {transfer.percent} %"
+def _fetching(kernel: Kernel, loop: asyncio.AbstractEventLoop, transfer: Transfer) -> None:
+    """Say how far a fetch is; called from the thread that fetches, which may outlive the fetch."""
+
+    def say() -> None:
+        if not transfer.ended.is_set():
+            kernel.moving = "fetching"
+            kernel.outlook = f"asleep: its snapshot is fetched, {transfer.percent} %"
+
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(say)
 
 
 def _listed(said: object) -> list[Any]:

@@ -35,6 +35,7 @@ from torpor.snapshot.store import SnapshotStore
 from torpor.template import Template, WorkspaceMode
 
 _MAKING_S = 600.0
+_FORGET_TRIES, _FORGET_PAUSE_S = 10, 0.5
 
 
 class Snapshots:
@@ -255,10 +256,18 @@ class Snapshots:
                 if not listed.name:
                     self.store.drop(kernel_id, listed.generation)
 
-        try:
-            await asyncio.to_thread(work)
-        except (Busy, SandboxError, OSError) as exc:
-            log("snapshots stay", level=logging.WARNING, error=exc)
+        for tries_left in reversed(range(_FORGET_TRIES)):
+            try:
+                await asyncio.to_thread(work)
+                return
+            except Busy as exc:  # a push has just begun, and is being ended
+                if tries_left:
+                    await asyncio.sleep(_FORGET_PAUSE_S)
+                    continue
+                log("snapshots stay", level=logging.WARNING, error=exc)
+            except (SandboxError, OSError) as exc:
+                log("snapshots stay", level=logging.WARNING, error=exc)
+                return
 
     async def reconcile(self, known: frozenset[str]) -> None:
         """Remove what crashes have left, and say what there is besides."""

@@ -28,11 +28,11 @@ async def bed(world: World, tmp_path: Path) -> AsyncIterator[Bed]:
         yield found
 
 
-async def refusal(bed: Bed, timeout_s: float = 5.0) -> str:
+async def refusal(bed: Bed, timeout_s: float = 5.0, code: str = "busy") -> str:
     """Give why ``hold`` was refused; nothing has changed then."""
     with pytest.raises(BridgeRefused) as caught:
         await bed.hold(timeout_s)
-    assert caught.value.reason == "busy"
+    assert caught.value.reason == code
     assert (await bed.status())["state"] == "awake"
     return str(caught.value)
 
@@ -130,7 +130,7 @@ async def test_a_busy_kernel_is_left_alone(bed: Bed) -> None:
         return bool((await bed.status())["execution_state"] == "busy")
 
     await bed.until(busy)
-    assert "a cell is running" in await refusal(bed)
+    assert "a cell is running" in await refusal(bed, code="finishing")
     bed.guest.be("idle")
     await bed.until(lambda: idle(bed))
     await bed.hold()
@@ -138,6 +138,29 @@ async def test_a_busy_kernel_is_left_alone(bed: Bed) -> None:
 
 async def idle(bed: Bed) -> bool:
     return bool((await bed.status())["execution_state"] == "idle")
+
+
+async def test_one_that_has_replied_and_is_not_idle_yet_is_told_apart(bed: Bed) -> None:
+    """A cell has replied, and "idle" comes a moment later, on another channel."""
+    bed.guest.mute.add("execute_request")
+    dealer = bed.raw.dealer(identity=b"me")
+    request = bed.raw.request("execute_request", code="1")
+    dealer.send_multipart(request)
+    await bed.until(lambda: bed.guest.heard == ["execute_request"])
+    cause = json.loads(request[2])
+    bed.guest.be("busy", cause)
+
+    async def busy() -> bool:
+        return bool((await bed.status())["execution_state"] == "busy")
+
+    await bed.until(busy)
+    assert "a cell is running" in await refusal(bed)
+    bed.guest.tell(Channel.SHELL, [b"me"], "execute_reply", cause, status="ok")
+    await receive(dealer)
+    assert "a cell is running" in await refusal(bed, code="finishing")
+    bed.guest.be("idle", cause)
+    await bed.until(lambda: idle(bed))
+    await bed.hold()
 
 
 async def test_a_request_without_a_reply_is_waited_for(bed: Bed) -> None:

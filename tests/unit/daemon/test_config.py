@@ -1,6 +1,9 @@
+import asyncio
 import json
+import threading
 
 import pytest
+from torpor import config
 from torpor.config import DaemonSettings, SettingsSource, load_settings, user_paths
 from torpor.errors import ConfigError
 from torpor.paths import resolve_paths
@@ -116,3 +119,23 @@ async def test_files_are_read_again_when_they_change(paths):
             await source.current()
     (paths.config / "torpor_config.py").unlink()
     assert "a" not in (await source.current()).templates
+
+
+async def test_a_read_that_ends_late_does_not_outlive_a_change(paths, monkeypatch):
+    source, read, go_on = SettingsSource(paths), threading.Event(), threading.Event()
+
+    def slowly(*args):
+        settings = load_settings(*args)
+        read.set()
+        go_on.wait(10)
+        return settings
+
+    monkeypatch.setattr(config, "load_settings", slowly)
+    late = asyncio.create_task(source.current())
+    assert await asyncio.to_thread(read.wait, 10)
+    monkeypatch.setattr(config, "load_settings", load_settings)
+    write(paths, "c.Torpor.templates = {'a': {}}")
+    assert "a" in (await source.current()).templates
+    go_on.set()
+    assert "a" not in (await late).templates
+    assert "a" in (await source.current()).templates
