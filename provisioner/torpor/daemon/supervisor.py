@@ -33,7 +33,8 @@ from torpor.lifecycle.idle import Tier
 from torpor.template import Template
 
 _SIGNAL_S = 5.0
-_BUSY_WITHIN_S = 2.0
+_BUSY_WITHIN_S = 10.0
+_BUSY_PAUSE_S = 0.05
 _BUSY_LOOKS = 3
 """A kernel is busy a moment before its cell runs: an interrupt then has ipykernel drop the reply."""
 
@@ -327,7 +328,7 @@ class Supervisor:
                     return
                 if not status.get("busy_reason"):  # what was meant is over
                     return
-                await asyncio.sleep(_BUSY_WITHIN_S / 40)
+                await asyncio.sleep(_BUSY_PAUSE_S)
 
     async def _tell_signal(self, kernel: Kernel, signum: int) -> None:
         await self._settling.steps.ask(kernel, "signal", {"signum": signum}, timeout_s=_SIGNAL_S)
