@@ -21,14 +21,21 @@ def descriptors(home: Path) -> Counter[str]:
     tcp = _tcp_states()
     for pid in processes_of(home):
         folder = Path(f"/proc/{pid}")
-        for fd in os.listdir(folder / "fd"):
+        try:
+            fds, threads = os.listdir(folder / "fd"), len(os.listdir(folder / "task"))
+            _, _, memory = (folder / "status").read_text().partition("VmRSS:")
+        except OSError:  # it has ended meanwhile
+            continue
+        if not memory:  # it is ending: its memory has gone already
+            continue
+        for fd in fds:
             try:
                 target = os.readlink(folder / "fd" / fd)
             except OSError:  # closed meanwhile
                 continue
             found.update(_kind(target, tcp))
-        found["threads"] += len(os.listdir(folder / "task"))
-        found["rss"] += int((folder / "status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+        found["threads"] += threads
+        found["rss"] += int(memory.split()[0]) * 1024
     return found
 
 

@@ -118,10 +118,12 @@ def look(home: Path, *, services: bool = False) -> Leftovers:
     if kernels.is_dir():
         files = [str(path) for path in kernels.iterdir()]
     if services:
-        for path in home.rglob("*"):
-            mode = path.lstat().st_mode
-            if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
-                files.append(str(path))
+        for folder, _, names in os.walk(home):  # which passes over folders that go meanwhile
+            for path in (os.path.join(folder, name) for name in names):
+                with suppress(FileNotFoundError):
+                    mode = os.lstat(path).st_mode
+                    if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
+                        files.append(path)
     return Leftovers(
         processes=[f"{p}: {c}" for p, c in processes_of(home, services=services).items()],
         mounts=mounts,

@@ -8,6 +8,8 @@ from typing import Any
 
 from jupyter_client.blocking import BlockingKernelClient
 
+_GO = "print('go', flush=True)\n"
+
 
 @dataclass(slots=True)
 class Ran:
@@ -20,7 +22,10 @@ class Ran:
 
     @property
     def error(self) -> str | None:
-        return self.reply.get("ename")
+        """What went wrong; of a cell that never ran there is only its status, like "aborted"."""
+        if self.reply.get("status") == "ok":
+            return None
+        return self.reply.get("ename") or self.reply.get("status")
 
     @property
     def result(self) -> str | None:
@@ -60,6 +65,55 @@ def reply_to(kc: BlockingKernelClient, msg_id: str, timeout_s: float) -> dict[st
             return dict(reply["content"])
 
 
+def ended(kc: BlockingKernelClient, msg_id: str, timeout_s: float = 60) -> Ran:
+    """Wait for the end of an executed cell, its idle status included; give the cell.
+
+    A cell that comes between an error's reply and that is aborted, and only an idle kernel may sleep.
+    """
+    ran = Ran(reply_to(kc, msg_id, timeout_s))
+    drain(kc, msg_id, ran, timeout_s)
+    return ran
+
+
+def begin(kc: BlockingKernelClient, code: str, *, timeout_s: float = 60) -> str:
+    """Execute ``code``; give the message's id once the cell runs, before which no interrupt means it."""
+    msg_id = kc.execute(marked(code))
+    wait_begun(kc, msg_id, timeout_s)
+    return msg_id
+
+
+def marked(code: str) -> str:
+    """Give ``code`` for which ``wait_begun`` can wait."""
+    return _GO + code
+
+
+def wait_begun(kc: BlockingKernelClient, msg_id: str, timeout_s: float = 60) -> None:
+    """Return once a ``marked`` cell runs. Its iopub till then is gone."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        message = kc.get_iopub_msg(timeout=max(0.01, deadline - time.monotonic()))
+        if message["parent_header"].get("msg_id") != msg_id or message["msg_type"] != "stream":
+            continue
+        if message["content"]["text"].startswith("go"):
+            return
+
+
+def wait_ready(kc: BlockingKernelClient, within_s: float = 60) -> None:
+    """Return once a kernel answers a client that no manager has made.
+
+    To such a client a kernel is dead that misses one heartbeat and says nothing for a second. On a busy
+    machine that happens to a living one, so it is asked again.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            kc.wait_for_ready(timeout=max(1.0, deadline - time.monotonic()))
+            return
+        except RuntimeError:
+            if time.monotonic() >= deadline:
+                raise
+
+
 def run(
     kc: BlockingKernelClient, code: str, *, timeout_s: float = 60, answers: tuple[str, ...] = ()
 ) -> Ran:
@@ -69,10 +123,7 @@ def run(
         request = kc.get_stdin_msg(timeout=timeout_s)
         assert request["msg_type"] == "input_request"
         kc.input(answer)
-    reply = reply_to(kc, msg_id, timeout_s)
-    ran = Ran(reply)
-    drain(kc, msg_id, ran, timeout_s)
-    return ran
+    return ended(kc, msg_id, timeout_s)
 
 
 def tell(kc: BlockingKernelClient, code: str, *, timeout_s: float = 60) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torpor.client_pool import PoolClient
 from torpor.config import user_paths
 
 from tests.e2e.cells import value
+from tests.e2e.sleeping import events
 from tests.home import KERNEL, start, stop, torpor_home, write_kernelspec
 from tests.world import look, processes_of
 
@@ -49,8 +49,7 @@ class PoolHome:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Give what the daemon's log says of one kind of event, oldest first."""
-        lines = (self.path / "state" / "torpord.log").read_text().splitlines()
-        return [body for line in lines if (body := json.loads(line)).get("event") == name]
+        return events(self.path, name)
 
     def launched(self, kernel_id: str) -> dict[str, Any]:
         """Give the log's line of the only start of a kernel."""

@@ -79,11 +79,27 @@ def own_kernel(home: Path, folder: Path) -> Iterator[tuple[KernelManager, Blocki
 
 def daemon_pid(home: Path) -> int:
     """Give the process of torpord."""
-    [pid] = [p for p, c in processes_of(home).items() if "torpor.daemon" in c]
+    [pid] = daemons(home)
     return pid
+
+
+def daemons(home: Path) -> list[int]:
+    """Give the processes of torpord. A child that it has just made looks like it for a moment: that is none."""
+    found = [pid for pid, command in processes_of(home).items() if "torpor.daemon" in command]
+    return [pid for pid in found if _parent(pid) not in (None, *found)]
+
+
+def _parent(pid: int) -> int | None:
+    """Give the parent of a process; None when that has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[1])
 
 
 def events(home: Path, name: str) -> list[dict[str, Any]]:
     """Give what the daemon's log says of one kind of event, oldest first."""
-    lines = (home / "state" / "torpord.log").read_text().splitlines()
+    # What follows the last end of a line is just being written.
+    [*lines, _] = (home / "state" / "torpord.log").read_text().split("\n")
     return [body for line in lines if (body := json.loads(line)).get("event") == name]

@@ -14,6 +14,7 @@ from typing import Any
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
+from tests.e2e.cells import wait_ready
 from tests.e2e.sleeping import snapshots, wait
 from tests.home import torpor_home
 
@@ -78,7 +79,7 @@ def connected(state: dict[str, Any]) -> Iterator[BlockingKernelClient]:
     client.load_connection_file()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=20)
+        wait_ready(client)
         yield client
     finally:
         client.stop_channels()

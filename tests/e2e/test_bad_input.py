@@ -75,7 +75,8 @@ def test_missing_kernelspec(home: Path) -> None:
 
 def test_argv_that_exits_at_once(home: Path, tmp_path: Path) -> None:
     code = "import sys; print('the reason it gave', file=sys.stderr); sys.exit(3)"
-    text = refused(spec_of(home, "t-exits", argv=[PYTHON, "-c", code]), tmp_path, home)
+    spec = spec_of(home, "t-exits", template="default", argv=[PYTHON, "-c", code])
+    text = refused(spec, tmp_path, home)
     assert "3" in text
     assert "the reason it gave" in text
 
@@ -88,7 +89,8 @@ def test_argv_that_never_answers(home: Path, tmp_path: Path) -> None:
 
 def test_argv_that_does_not_exist(home: Path, tmp_path: Path) -> None:
     argv = ["/nowhere/bin/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    text = refused(spec_of(home, "t-nowhere", argv=argv), tmp_path, home)
+    spec = spec_of(home, "t-nowhere", template="default", argv=argv)
+    text = refused(spec, tmp_path, home)
     assert "/nowhere/bin/python" in text
 
 

@@ -22,6 +22,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from tests.e2e.cells import reply_to, value
+from tests.e2e.sleeping import daemon_pid
 from tests.home import start, torpor_home
 from tests.world import processes_of, wait_clean
 
@@ -45,11 +46,6 @@ def moments(victim: str) -> list[Any]:
     generator = random.Random(f"{SEED}-{victim}")
     found = [round(generator.uniform(0.0, 1.2), 3) for _ in range(MOMENTS)]
     return [*found[:QUICK], *(pytest.param(at, marks=pytest.mark.slow) for at in found[QUICK:])]
-
-
-def daemon_pid(home: Path) -> int:
-    [pid] = [p for p, c in processes_of(home).items() if "torpor.daemon" in c]
-    return pid
 
 
 def sandbox_pids(home: Path) -> list[int]:
@@ -109,7 +105,7 @@ def test_kernel(home: Path, tmp_path: Path, at: float) -> None:
     km, kc = start(tmp_path)
     kc.execute("import os, threading, time, signal")
     blow = f"threading.Timer({at}, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
-    msg_id = kc.execute(blow + WORKLOAD.format(n=2000, pause=0.002))
+    msg_id = kc.execute(blow + WORKLOAD.format(n=5000, pause=0.002))
     got, idle = numbers(kc, msg_id, until=time.monotonic() + at + 1)
     assert not idle
     assert got == list(range(len(got)))
@@ -123,7 +119,7 @@ def test_kernel(home: Path, tmp_path: Path, at: float) -> None:
 def test_runsc(home: Path, tmp_path: Path, at: float) -> None:
     km, kc = start(tmp_path)
     ports = list(km.ports)
-    msg_id = kc.execute(WORKLOAD.format(n=2000, pause=0.002))
+    msg_id = kc.execute(WORKLOAD.format(n=5000, pause=0.002))
     time.sleep(at)
     generator = random.Random(f"{SEED}-{at}")
     os.kill(generator.choice(sandbox_pids(home)), signal.SIGKILL)
@@ -166,15 +162,17 @@ def test_client(home: Path, tmp_path: Path, at: float) -> None:
         client.kill()
         client.wait()
         client.stdout.close()
-    wait_clean(home, within_s=6)
+    wait_clean(home, within_s=20)
 
 
 def test_a_second_client_goes_on_when_the_first_is_killed(home: Path, tmp_path: Path) -> None:
     km, kc = start(tmp_path)
     file = km.connection_file
     code = (
-        "import sys\nfrom jupyter_client.blocking import BlockingKernelClient as C\n"
-        f"kc = C(); kc.load_connection_file({file!r}); kc.start_channels(); kc.wait_for_ready(30)\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from jupyter_client.blocking import BlockingKernelClient as C\n"
+        "from tests.e2e.cells import wait_ready\n"
+        f"kc = C(); kc.load_connection_file({file!r}); kc.start_channels(); wait_ready(kc)\n"
         "kc.execute('for n in range(10**9): print(n, flush=True)')\n"
         "while kc.get_iopub_msg(timeout=30)['msg_type'] != 'stream': pass\n"  # else nothing is interrupted
         "print('go', flush=True)\nimport time; time.sleep(600)"

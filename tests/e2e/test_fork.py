@@ -14,7 +14,7 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.e2e.cells import tell, value
+from tests.e2e.cells import tell, value, wait_ready
 from tests.e2e.sleeping import do, sandbox_pids, snapshots, status, wait
 from tests.home import start, stop, torpor_home
 
@@ -46,12 +46,18 @@ def torpor(*words: str) -> dict[str, object]:
 
 @contextmanager
 def forked(km: KernelManager) -> Iterator[BlockingKernelClient]:
-    state = torpor("fork", str(km.kernel_id)[:8])
+    with client_of(torpor("fork", str(km.kernel_id)[:8])) as client:
+        yield client
+
+
+@contextmanager
+def client_of(state: dict[str, object]) -> Iterator[BlockingKernelClient]:
+    """Give a client of a fork, and end both."""
     client = BlockingKernelClient(connection_file=str(state["connection_file"]))
     client.load_connection_file()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=20)
+        wait_ready(client)  # else it may miss what a cell says; it wakes nobody
         yield client
     finally:
         client.stop_channels()
@@ -85,11 +91,7 @@ def test_a_fork_of_a_fork_outlives_the_first(
     second = torpor("fork", str(state["kernel_id"]))
     torpor("shutdown", str(state["kernel_id"]))
     torpor("hibernate", str(second["kernel_id"]))
-    client = BlockingKernelClient(connection_file=str(second["connection_file"]))
-    client.load_connection_file()
-    client.start_channels()
-    assert value(client, "x") == "1"
-    client.stop_channels()
-    torpor("shutdown", str(second["kernel_id"]))
+    with client_of(second) as client:
+        assert value(client, "x") == "1"
     assert len(list((home / "state/k").iterdir())) == 1
     assert value(kc, "x") == "1"

@@ -12,7 +12,7 @@ from jupyter_client.manager import KernelManager
 from torpor.runsc.family import family
 
 from tests.e2e.cells import tell, value
-from tests.e2e.sleeping import do, state, status
+from tests.e2e.sleeping import do, state, status, wait
 from tests.home import start, stop, torpor_home
 
 pytestmark = [pytest.mark.runsc, pytest.mark.timeout(180)]
@@ -64,9 +64,8 @@ def test_what_computes_without_system_calls(pair: Pair) -> None:
     km, kc = pair
     tell(kc, BUSY)
     pid = state(km)["sandbox"]["pid"]
-    before = used_s(pid)
-    time.sleep(0.5)
-    assert used_s(pid) - before > 0.2  # it does compute
+    began = used_s(pid)
+    wait(lambda: used_s(pid) - began > 0.2, lambda: f"{used_s(pid) - began}: it does not compute")
     for _ in range(3):
         do(km, "freeze")
         assert status(km) == "frozen"

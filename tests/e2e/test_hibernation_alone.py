@@ -8,15 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.e2e.cells import run, tell, value
-from tests.e2e.sleeping import daemon_pid, do, events, status, wait
+from tests.e2e.cells import run, tell, value, wait_ready
+from tests.e2e.sleeping import daemon_pid, daemons, do, events, status, wait
 from tests.home import start, stop, torpor_home
 from tests.world import processes_of
 
@@ -41,15 +41,11 @@ def asleep(folder: Path) -> Iterator[tuple[KernelManager, BlockingKernelClient]]
         tell(kc, "x = 1")
         do(km, "hibernate")
         agent.start_channels()
-        agent.wait_for_ready(timeout=10)  # answered while it sleeps
+        wait_ready(agent)  # answered while it sleeps
         yield km, agent
     finally:
         agent.stop_channels()
         stop(km, kc)
-
-
-def daemons(home: Path) -> list[int]:
-    return [pid for pid, line in processes_of(home).items() if "torpor.daemon" in line]
 
 
 def kill_daemon(home: Path) -> int:
@@ -81,18 +77,19 @@ def test_an_agent_wakes_a_kernel_whose_daemon_has_died(home: Path, tmp_path: Pat
 )
 def test_a_message_that_came_just_before(home: Path, tmp_path: Path, after_s: float) -> None:
     with asleep(tmp_path) as (_, agent):
-        pid = daemon_pid(home)
+        pid, asked_at = daemon_pid(home), time.monotonic()
         msg_id = agent.execute("x += 1; x")
         time.sleep(after_s)
         os.kill(pid, signal.SIGKILL)
+        took_s = time.monotonic() - asked_at
         while True:
             reply = agent.get_shell_msg(timeout=20)
             if reply["parent_header"].get("msg_id") == msg_id:
                 break
         assert reply["content"]["status"] == "ok", reply["content"]
         assert value(agent, "x") == "2", "once"
-        if after_s < 0.1:  # later it may have been awake already, and need no daemon
-            assert len(daemons(home)) == 1
+        # After so long it may have been awake already, and need no daemon.
+        assert len(daemons(home)) in ([1] if took_s < 0.1 else [0, 1])
 
 
 def test_a_daemon_that_was_stopped_stays_so(home: Path, tmp_path: Path) -> None:
@@ -145,10 +142,18 @@ def test_the_daemon_that_was_started_holds_nothing_of_the_bridge(
 
 
 def descriptors(pid: int) -> list[str]:
-    folder = f"/proc/{pid}/fd"
-    return [os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)]
+    folder, found = f"/proc/{pid}/fd", []
+    for fd in os.listdir(folder):
+        with suppress(OSError):  # closed meanwhile
+            found.append(os.readlink(f"{folder}/{fd}"))
+    return found
 
 
 def zombies_of(pid: int) -> list[str]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [child for child in children if ") Z " in Path(f"/proc/{child}/stat").read_text()]
+    found = []
+    for child in children:
+        with suppress(OSError):  # reaped meanwhile
+            if ") Z " in Path(f"/proc/{child}/stat").read_text():
+                found.append(child)
+    return found

@@ -61,14 +61,18 @@ def busy_at_once() -> None:
 def settled(home: Path):
     """Count when nothing is on its way any more: two counts in a row are the same.
 
-    torpord has its spare launchers then, too, which it makes a moment after it needed one.
+    torpord has its spare launchers then, too, which it makes a moment after it needed one, and reads no
+    snapshot for its digests, which it does seconds after it made one.
     """
+    kept = str(home / "state/snapshots")
     counts = [descriptors(home)]
 
     def quiet() -> bool:
         if len(spare_launchers(home)) < SPARES:
             return False
         counts.append(descriptors(home))
+        if any(kept in name for name in counts[-1]):
+            return False
         return all(counts[-1][name] == counts[-2][name] for name in ("other", "threads", "clients"))
 
     wait(quiet, lambda: str(counts[-2:]))

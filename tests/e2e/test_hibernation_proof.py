@@ -126,9 +126,9 @@ def test_a_kernel_that_does_not_go_on(
         wait(lambda: status(km) == "waking", lambda: status(km))
         assert value(other[1], "y * 7") == "42"
         for number, msg_id in enumerate(asked):
-            ran = Ran(reply_to(kc, msg_id, 20))
-            assert number or 9 < time.monotonic() - began < 14
-            drain(kc, msg_id, ran, 5)
+            ran = Ran(reply_to(kc, msg_id, 40))
+            assert number or 9 < time.monotonic() - began < 25
+            drain(kc, msg_id, ran, 20)
             assert (ran.reply["status"], ran.error) == ("error", "WakeFailed")
             assert "could not be woken" in ran.reply["evalue"]
             assert "restart the kernel to start fresh" in ran.reply["traceback"][-1]
@@ -166,7 +166,7 @@ def test_a_wake_for_nobody_is_checked_as_well(home: Path, pair: Pair, workspace:
     began = time.monotonic()
     with pytest.raises(SandboxError, match="does not answer"):
         do(km, "wake")
-    assert 9 < time.monotonic() - began < 14
+    assert 9 < time.monotonic() - began < 25
     assert told_of(km)[0] == "hibernated"
     assert "could not be woken" in told_of(km)[1]
     wait(lambda: not sandbox_pids(home), lambda: str(sandbox_pids(home)))
@@ -194,7 +194,7 @@ def test_one_that_ends_before_it_says_anything(
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     reply = reply_to(kc, asked, 20)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 8  # its time would be 10
     assert "could not be woken" in reply["evalue"]
     assert ("the kernel has died" if what == "kernel" else "its sandbox ended") in reply["evalue"]
     wait_status(km, "hibernated")

@@ -70,6 +70,7 @@ from queue import Empty
 from jupyter_client.blocking import BlockingKernelClient
 kc = BlockingKernelClient()
 kc.load_connection_file(sys.argv[1])
+kc.hb_channel.time_to_dead = 10  # after one missed heartbeat of 1 s it would give the kernel up
 kc.start_channels()
 kc.wait_for_ready(timeout=30)
 print("ready", flush=True)
@@ -253,8 +254,9 @@ def test_a_thread_that_talks(racing: Racing, pause_s: float) -> None:
     slept: list[bool] = []
     ear = BlockingKernelClient(connection_file=racing.km.connection_file)
     ear.load_connection_file()
+    ear.hb_channel.time_to_dead = 10  # see CLIENT
     ear.start_channels()
-    ear.wait_for_ready(timeout=10)
+    ear.wait_for_ready(timeout=30)
 
     def listen() -> None:
         with suppress(Empty):

@@ -98,6 +98,9 @@ class Asked:
     def disarm(self) -> list[str]:
         """Give the steps that were taken."""
         (self.home / "die").unlink(missing_ok=True)
+        return self.marks()
+
+    def marks(self) -> list[str]:
         marks = self.home / "marks"
         return marks.read_text().splitlines() if marks.exists() else []
 
@@ -198,8 +201,10 @@ def test_killed_at_a_step(home: Path, pair: Pair, verb: str, which: str) -> None
         began = time.monotonic()
         getattr(asked, verb)()
         took_s = time.monotonic() - began
-        if steps == ALL:
-            time.sleep(0.5)  # what comes after the reply counts, too
+        if steps == ALL and verb == "execute":  # what comes after the reply counts, too
+            wait(lambda: "after answered" in asked.marks(), lambda: str(asked.marks()))
+        elif steps == ALL:
+            time.sleep(0.5)
         marks = asked.disarm()
         asked.settled()
         if verb == "rollback":

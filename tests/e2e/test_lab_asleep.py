@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
 from torpor.client import Client
 from torpor.client_sleep import SleepClient
 from torpor.config import user_paths
+from torpor.errors import Busy
 
 from tests.e2e.sleeping import events, sandbox_pids, wait
 from tests.e2e.tabs import open_tab, text_of
@@ -29,8 +31,28 @@ async def status(kernel_id: str) -> str:
     return str((await Client(user_paths()).kernel(kernel_id))["status"])
 
 
+async def wait_idle(base: str) -> None:
+    """Return once the server says so of its only kernel: it hears that beside the tab that was just closed."""
+    until = time.monotonic() + 10
+    while True:
+        [listed] = await asyncio.to_thread(request, base, "api/kernels")
+        if listed["execution_state"] == "idle":
+            return
+        assert time.monotonic() < until, listed
+        await asyncio.sleep(0.02)
+
+
 async def hibernate(kernel_id: str) -> None:
-    told = await SleepClient(Client(user_paths())).do(kernel_id, "hibernate")
+    """Put it to sleep once it has answered everything: until it does, a server asks every 0.5 s who it is."""
+    until = time.monotonic() + 10
+    while True:
+        try:
+            told = await SleepClient(Client(user_paths())).do(kernel_id, "hibernate")
+            break
+        except Busy:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.05)
     assert told["status"] == "hibernated"
 
 
@@ -44,8 +66,7 @@ async def test_open_tabs_only_look(lab: str, torpor_env: Path) -> None:  # noqa:
         await hibernate(kernel_id)
         woken = len(events(torpor_env, "woken"))
         for _ in range(3):  # a browser that comes back again and again
-            [listed] = await asyncio.to_thread(request, lab, "api/kernels")
-            assert listed["execution_state"] == "idle"
+            await wait_idle(lab)
             assert len(await asyncio.to_thread(request, lab, "api/sessions")) == 1
             async with open_tab(lab, kernel_id, TOKEN) as other:
                 for kind in ("kernel_info_request", "comm_info_request"):

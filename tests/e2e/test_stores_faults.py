@@ -81,9 +81,9 @@ def test_a_store_that_hangs_or_is_away(tmp_path: Path) -> None:
         make_bucket(address, "bucket")
         url, key = "s3://bucket/torpor", str(a_key(tmp_path))
 
-        def config(at: str) -> str:
-            more = {"options": s3_options(at), "key_file": key, "local": "drop", "timeout_s": 1}
-            return store_config(url, **more)
+        def config(at: str, timeout_s: float = 5) -> str:
+            more = {"options": s3_options(at), "key_file": key, "local": "drop"}
+            return store_config(url, **more, timeout_s=timeout_s)
 
         with (
             torpor_home("c.TorporDaemon.concurrent_starts = 2\n" + config(address)) as home,
@@ -96,32 +96,34 @@ def test_a_store_that_hangs_or_is_away(tmp_path: Path) -> None:
                 tell(client, f"x = {number}")
                 do(each, "hibernate")
             wait(lambda: plaintext(home) == [], lambda: str(plaintext(home)))
-            configure(home, config(silent))
+            configure(home, config(silent, 7))  # asked three times: no fetch ends for 21 s
             tell(kc4, "x = 3")
             do(km4, "hibernate")  # which does not reach the store
 
             for client in (kc, kc2, kc3):
                 client.execute("x")
             asked = (km, km2, km3)
-            wait(lambda: [status(each) for each in asked].count("fetching") >= 2, lambda: "not two")
-            began = time.monotonic()
-            assert value(kc4, "x") == "3"
-            assert time.monotonic() - began < 3, "others' fetches hold no turn, of which two are"
-            wait(lambda: status(km3) == "fetching", lambda: str(state(km3)))
+            wait(
+                lambda: [status(each) for each in asked] == ["fetching"] * 3,
+                lambda: str([state(each) for each in asked]),
+            )
             assert "fetched" in str(state(km3)["sleep"]["outlook"])
             began = time.monotonic()
             torpor("shutdown", str(km3.kernel_id))
-            assert time.monotonic() - began < 8, "one that waits for its snapshot can be ended"
+            assert time.monotonic() - began < 20, "one that waits for its snapshot can be ended"
+            began = time.monotonic()
+            assert value(kc4, "x") == "3"
+            assert time.monotonic() - began < 10, "others' fetches hold no turn, of which two are"
             found = torpor("snapshots")
             assert "what was known of it is shown" in found["store"]["note"]
             assert {each["kernel_id"] for each in found["snapshots"]} >= {km.kernel_id}
             for each in (km, km2):
                 wait(lambda it=each: status(it) == "hibernated", lambda: str(state(km)), 60)
-            assert "no answer in 1 s" in str(state(km)["reason"])
+            assert "no answer in 7 s" in str(state(km)["reason"])
 
             with socket.socket() as unused:
                 unused.bind(("127.0.0.1", 0))
-                configure(home, config(f"http://127.0.0.1:{unused.getsockname()[1]}"))
+                configure(home, config(f"http://127.0.0.1:{unused.getsockname()[1]}", 1))
                 with pytest.raises(StoreUnavailable, match="failed 3 times"):
                     do(km, "wake")
                 ran = run(kc, "x", timeout_s=60)
@@ -316,15 +318,15 @@ def test_a_store_that_comes_later(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sent_only_after_a_while(tmp_path: Path) -> None:
     with (
-        store_home(f"file://{tmp_path}/s", {"after_s": 3}) as home,
+        store_home(f"file://{tmp_path}/s", {"after_s": 10}) as home,
         kernel(home, tmp_path / "ws") as (km, kc),
     ):
         began = time.time()
         do(km, "hibernate")
         time.sleep(1)
         assert places(km) == {1: ["disk"]}
-        wait_places(km, {1: ["disk", "store"]})
-        assert time.time() - began >= 3
+        wait_places(km, {1: ["disk", "store"]}, 40)
+        assert time.time() - began >= 10
         row = torpor("snapshots", "push", str(km.kernel_id))
         assert row["on"] == ["disk", "store"]
         assert value(kc, "1") == "1"

@@ -104,11 +104,13 @@ class ProcessBackend:
 
     async def freeze(self, handle: Handle) -> None:
         for each in family(handle.pid):
-            os.kill(each.pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(each.pid, signal.SIGSTOP)
 
     async def thaw(self, handle: Handle) -> None:
         for each in reversed(family(handle.pid)):
-            os.kill(each.pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGCONT)
 
     async def prepare_saved(self, spec: SandboxSpec, *, ahead: bool = False) -> None:
         raise LaunchError("there is no gVisor here that could restore anything")

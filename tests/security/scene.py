@@ -60,8 +60,9 @@ def serve(family: int, kind: int, address: object, stack: ExitStack) -> int:
                     server.sendto(b"here", sender)
             except TimeoutError:
                 continue
-            except OSError:
-                return
+            except OSError:  # whoever asked has left, which is no end; or this was closed
+                if server.fileno() < 0:
+                    return
 
     threading.Thread(target=loop, daemon=True).start()
     name = server.getsockname()

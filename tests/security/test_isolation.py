@@ -17,6 +17,7 @@ from torpor.client import Client
 from torpor.config import user_paths
 
 from tests.e2e.cells import run
+from tests.e2e.stores import QUIET
 from tests.home import start, torpor_home
 from tests.security.probes import ALL, Probe
 from tests.security.scene import NEIGHBOUR, build, enter_private_network
@@ -53,8 +54,9 @@ def scene(
     with ExitStack() as stack:
         workspace = tmp_path_factory.mktemp("probe-ws")
         interface = enter_private_network(stack)
-        # its daemon lives in the same private network
-        home = stack.enter_context(torpor_home(f"c.TorporDaemon.pool = {is_clone}\n"))
+        # its daemon lives in the same private network; a neighbour that is frozen would offer nothing
+        config = f"c.TorporDaemon.pool = {is_clone}\n{QUIET}"
+        home = stack.enter_context(torpor_home(config))
         arguments = build(stack, home, workspace, interface)
         if is_clone:
             subprocess.run([sys.executable, "-m", "torpor", "golden", "build"], check=True)
@@ -99,7 +101,10 @@ def on_the_host(probe: Probe, arguments: dict[str, object]) -> dict[str, object]
 @pytest.mark.parametrize("probe", ALL, ids=lambda probe: probe.name.replace(" ", "-"))
 def test_probe(probe: Probe, scene: tuple[dict[str, object], BlockingKernelClient]) -> None:
     arguments, kc = scene
-    control = on_the_host(probe, arguments)
+    for _ in range(3):  # an answer may be late on a busy machine, and no probe waits for long
+        control = on_the_host(probe, arguments)
+        if control["reached"]:
+            break
     assert control["reached"], f"positive control failed: {control['detail']}"
     ran = run(kc, probe.source(arguments), timeout_s=60)
     inside = outcome(ran.stdout + ran.stderr + str(ran.reply.get("evalue", "")))

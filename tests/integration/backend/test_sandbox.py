@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import tempfile
@@ -27,6 +28,13 @@ def _status_field(pid: int, name: str) -> str:
         if line.startswith(f"{name}:"):
             return line.partition(":")[2].strip()
     raise KeyError(name)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @pytest.fixture
@@ -331,19 +339,35 @@ async def test_all_of_it_is_in_its_cgroups(subject: LocalSubject) -> None:
     if not subject.backend().cgroups.hierarchies:
         pytest.skip("no cgroups to be had here")
     async with running(subject, subject.spec()) as sandbox:
-        pids = [each.pid for each in family(sandbox.handle.pid)]
-        assert len(pids) > 3
-        for folder in sandbox.handle.cgroups:
-            within = {int(each) for each in (Path(folder) / "cgroup.procs").read_text().split()}
-            assert within >= set(pids), folder
+
+        def outside() -> list[tuple[str, int]]:
+            pids = [each.pid for each in family(sandbox.handle.pid)]
+            assert len(pids) > 3
+            found = []
+            for folder in sandbox.handle.cgroups:
+                within = {int(each) for each in (Path(folder) / "cgroup.procs").read_text().split()}
+                found += [(folder, pid) for pid in pids if pid not in within]
+            return found
+
+        for _ in range(100):  # one may have ended between the two looks
+            if not (found := outside()):
+                break
+            await asyncio.sleep(0.05)
+        assert not found
 
 
 async def test_runsc_has_room_for_descriptors_to_give_to_the_sentry(subject: LocalSubject) -> None:
     async with running(subject, subject.spec()) as sandbox:
-        pids = [each.pid for each in family(sandbox.handle.pid)]
-        [sentry] = [
-            pid for pid in pids if b"runsc-sandbox\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+
+        def sentries() -> list[int]:
+            pids = [each.pid for each in family(sandbox.handle.pid)]
+            return [pid for pid in pids if b"runsc-sandbox\0" in _command(pid)]
+
+        for _ in range(100):  # some have just ended, or become another program
+            if len(found := sentries()) == 1:
+                break
+            await asyncio.sleep(0.05)
+        [sentry] = found
         first, last = (Path(f"/proc/{pid}/fd") for pid in (sandbox.handle.pid, sentry))
         assert os.readlink(first / "252") == "anon_inode:[eventfd]"
         assert not (last / "252").is_symlink(), "it is of no use there"

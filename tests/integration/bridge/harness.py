@@ -49,6 +49,19 @@ def start_params(argv: list[str] | None = None) -> dict[str, Any]:
     }
 
 
+async def soon(condition: Callable[[], Any], within_s: float = 10.0) -> bool:
+    """Whether ``condition()`` comes to hold; it may be a coroutine function.
+
+    The looks are counted, not timed: whoever is waited for has had the processor in between.
+    """
+    for _ in range(int(within_s / 0.01)):
+        found = condition()
+        if await found if asyncio.iscoroutine(found) else found:
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
 class Sandbox:
     """A guest process with its FIFOs, as a backend makes them. ``kill`` ends guest and kernel."""
 
@@ -181,10 +194,13 @@ class World:
         raise AssertionError("the bridge hung up")
 
     def client(self, kernel_id: str = "k1") -> BlockingKernelClient:
-        """Give a started blocking client."""
+        """Give a started blocking client.
+
+        Without a heartbeat: for one that beats late it would take the kernel for dead.
+        """
         client = BlockingKernelClient()
         client.load_connection_info(self.connections[kernel_id])
-        client.start_channels()
+        client.start_channels(hb=False)
         self.clients.append(client)
         return client
 
@@ -192,7 +208,7 @@ class World:
         """Give a started asynchronous client."""
         client = AsyncKernelClient()
         client.load_connection_info(self.connections[kernel_id])
-        client.start_channels()
+        client.start_channels(hb=False)
         self.clients.append(client)
         await client.wait_for_ready(timeout=20)
         return client

@@ -58,6 +58,13 @@ class Raw:
         return self.session.deserialize(rest)
 
 
+def published(listener: zmq.Socket[bytes]) -> list[bytes]:
+    """Give the next message that is no welcome: those for others come to everybody."""
+    while b'"iopub_welcome"' in (parts := listener.recv_multipart())[-4]:
+        pass
+    return parts
+
+
 def number_of(parts: list[bytes]) -> int:
     """Give the number that ``echo_guest.output`` put in."""
     return int(json.loads(parts[-1])["text"].rstrip("."))

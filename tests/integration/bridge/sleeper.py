@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ import zmq
 from torpor.bridge.client import BridgeRefused
 from torpor.link import Channel, Link, Message
 
-from tests.integration.bridge.harness import GUEST_KEY, World
+from tests.integration.bridge.harness import GUEST_KEY, World, soon
 from tests.integration.bridge.raw import Raw, client_side, zmq_context
 from tests.integration.bridge.standin import Standin
 
@@ -217,8 +218,15 @@ class Bed:
         async def may_sleep() -> bool:
             return (await self.status())["busy_reason"] is None
 
-        await self.until(may_sleep)
-        self.memory = (await self.hold())["memory"]
+        ends_at = time.monotonic() + 20
+        while True:
+            await self.until(may_sleep)
+            try:
+                self.memory = (await self.hold())["memory"]
+                break
+            except BridgeRefused as exc:  # it answers late, or is not done yet after all
+                if exc.reason not in ("busy", "finishing") or time.monotonic() > ends_at:
+                    raise
         self.checkpoint = self.guest.checkpoint()
         await self.call("sleep")
         self.guest.close()
@@ -236,12 +244,8 @@ class Bed:
 
     async def until(self, condition: Any, within_s: float = 5.0) -> None:
         """Wait until ``condition()`` holds; it may be a coroutine function."""
-        for _ in range(int(within_s / 0.01)):
-            found = condition()
-            if await found if asyncio.iscoroutine(found) else found:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"not within {within_s} s: {await self.status()} {self.events}")
+        if not await soon(condition, within_s):
+            raise AssertionError(f"not within {within_s} s: {await self.status()} {self.events}")
 
     async def waits(self, count: int) -> None:
         """Wait until the bridge holds so many messages back."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import zmq
 from torpor.link import Channel, Message
 from torpor.link.fifo import FifoStream
 
@@ -49,6 +51,12 @@ class Standin:
     def ready(self, *, welcome: bool = True) -> None:
         """Say that the kernel is ready."""
         self.event(event="ready", generation=1, pid=1, kernel_info={}, iopub_welcome=welcome)
+
+    async def ready_for(self, *listeners: zmq.Socket[bytes]) -> None:
+        """Be ready, and wait until each of them gets what is published: it is welcomed."""
+        self.ready(welcome=True)
+        for listener in listeners:
+            await asyncio.to_thread(listener.recv_multipart)
 
     def scribble(self, garbage: bytes) -> None:
         """Write bytes that are no frame into the link."""

@@ -51,7 +51,7 @@ async def test_who_was_passed_on_in_vain_is_told(bed: Bed) -> None:
     await woken(bed, kinds)
     start = time.monotonic()
     assert "0.3 s" in str(await refusal(await release(bed, 0.3)))
-    assert 0.2 < time.monotonic() - start < 2
+    assert 0.2 < time.monotonic() - start < 9  # 10 s if nothing is said
     status = await bed.status()
     assert (status["state"], status["waiting"], status["link"]) == ("awake", 0, "open")
     one.send_multipart(requests[4])  # nobody has decided yet
@@ -129,7 +129,7 @@ async def test_an_end_needs_no_time(bed: Bed, how: str) -> None:
     else:
         bed.guest.event(event="exited", generation=1, exit_code=-9, stderr_tail="")
     said = str(await refusal(answer))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < LONG_S / 2
     assert ("has died" in said) == (how == "exited")
     assert (await bed.status())["state"] == "awake"
     assert await bed.call("wake_failed", reason="x", memory=bed.memory) == {
@@ -375,12 +375,16 @@ async def test_a_bridge_that_dies_passes_nothing_twice(bed: Bed) -> None:
     await bed.world.connect()
     bed.listen()
     await bed.call("open", **bed.request, **bed.guest.fifos, resume=True)
+    await ask(bed, dealer, "kernel_info_request")  # it is connected again: no reply waits long
     bed.guest.be("busy", header)
     bed.guest.tell(Channel.SHELL, [b"me"], "execute_reply", header, status="ok")
     assert reply_of(bed, await receive(dealer)) == (header["msg_id"], "ok", "")
     bed.guest.mute.clear()
     assert (await ask(bed, dealer, "execute_request", code="2"))["content"]["status"] == "ok"
-    assert bed.guest.heard == ["comm_info_request", "execute_request", "execute_request"]
+    assert bed.guest.heard == [
+        *("comm_info_request", "execute_request"),
+        *("kernel_info_request", "execute_request"),
+    ]
     assert bed.guest.ran == ["2"]
     await nothing_more(dealer)
 

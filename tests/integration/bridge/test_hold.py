@@ -204,13 +204,14 @@ async def test_what_the_guest_has_dropped_is_not_waited_for(bed: Bed) -> None:
 
 async def test_an_open_question_is_waited_for(bed: Bed) -> None:
     stdin = bed.raw.dealer("stdin", identity=b"me")
-    await asyncio.sleep(0.1)
+    stdin.send_multipart(bed.raw.request("input_reply", value="to nothing"))
+    await bed.until(lambda: bed.guest.heard == ["input_reply"])  # now the bridge knows "me"
     cause = {"msg_type": "execute_request", "msg_id": "x"}
     bed.guest.tell(Channel.STDIN, [b"me"], "input_request", cause, prompt="? ", password=False)
     await receive(stdin)
     assert "input()" in await refusal(bed)
     stdin.send_multipart(bed.raw.request("input_reply", value="42"))
-    await bed.until(lambda: bed.guest.heard == ["input_reply"])
+    await bed.until(lambda: bed.guest.heard == ["input_reply"] * 2)
     await bed.hold()
 
 
@@ -233,7 +234,7 @@ async def test_a_kernel_that_does_not_answer_is_left_alone(bed: Bed) -> None:
     bed.guest.mute.add("comm_info_request")
     start = time.monotonic()
     assert "comm_info_request" in await refusal(bed, 0.4)
-    assert 0.3 < time.monotonic() - start < 2
+    assert 0.3 < time.monotonic() - start < 4.5  # 5 s if nothing is said
     listener, dealer = bed.raw.listener(), bed.raw.dealer()
     await receive(listener)
     bed.guest.mute.clear()

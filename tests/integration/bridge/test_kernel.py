@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
-from tests.integration.bridge.harness import World
+from tests.integration.bridge.harness import World, soon
 
 TIMEOUT_S = 30
 
@@ -139,12 +139,11 @@ async def test_interrupt(world: World, code: str, how: str) -> None:
     client = await ready(world)
 
     def start() -> str:
-        ident = client.execute(code)
-        wait_for(client, "execute_input")
+        ident = client.execute(f"print('on', flush=True)\n{code}")
+        wait_for(client, "stream")
         return ident
 
     ident = await world.run(start)
-    await asyncio.sleep(0.2)
     if how == "message":
         request = client.session.msg("interrupt_request", {})
         client.control_channel.send(request)
@@ -183,13 +182,12 @@ async def test_restart_in_the_same_sandbox_keeps_the_endpoints(world: World) -> 
 async def test_death_is_reported_and_stops_the_heart(world: World) -> None:
     await world.open()
     client = await ready(world)
-    client.hb_channel.unpause()
-    await asyncio.sleep(0.5)
-    assert client.hb_channel.is_beating()
+    client.hb_channel.start()
+    await asyncio.sleep(1.2)  # it asks once a second, and until then says that it beats
+    assert await soon(client.hb_channel.is_beating, 20)
     client.execute("import os; os.kill(os.getpid(), 9)")
     body = await world.event("k1", "exited")
     assert body["exit_code"] == -9
     status = await world.bridge.call("status", kernel_id="k1")
     assert (status["guest"], status["exit_code"]) == ("exited", -9)
-    await asyncio.sleep(3.5)  # the channel asks once a second and gives an answer as long
-    assert not client.hb_channel.is_beating()
+    assert await soon(lambda: not client.hb_channel.is_beating(), 20)

@@ -153,7 +153,7 @@ async def test_without_anything_to_ask_nothing_is_proved(bed: Bed) -> None:
     await woken(bed, ())
     start = time.monotonic()
     assert "0.2 s" in str(await refusal(await release(bed, 0.2)))
-    assert 0.1 < time.monotonic() - start < 2
+    assert 0.1 < time.monotonic() - start < 9  # 10 s if nothing is said
     assert (await bed.status())["state"] == "awake"
 
 
@@ -194,6 +194,6 @@ async def test_an_id_may_be_any_text(bed: Bed) -> None:
     dealer.send_multipart(bed.raw.session.serialize(message))
     await bed.waits(1)
     await woken(bed, ())
-    answer = await release(bed, 1.0)
+    answer = await release(bed)
     assert bed.raw.read(await receive(dealer))["parent_header"]["msg_id"] == 'a "msg_id"\n'
     assert await answer == {}

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
+from torpor.bridge.record import Record
 from torpor.link import Channel
 
 from tests.integration.bridge.echo_guest import output
-from tests.integration.bridge.harness import GUEST_KEY, World
+from tests.integration.bridge.harness import GUEST_KEY, World, soon
 from tests.integration.bridge.raw import Raw, client_side, number_of, zmq_context
 from tests.integration.bridge.standin import Standin
 
@@ -29,10 +30,15 @@ from tests.integration.bridge.standin import Standin
 async def kill_bridge(world: World) -> None:
     pid = await world.bridge_pid()
     os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}/stat").exists():
-        if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-            break
-        await asyncio.sleep(0.01)
+
+    def gone() -> bool:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:  # its parent has just been told of its end
+            return True
+        return stat.rsplit(")", 1)[1].split()[0] == "Z"
+
+    assert await soon(gone)
     await world.bridge.aclose()
 
 
@@ -56,6 +62,15 @@ async def open_standin(world: World, folder: Path) -> Standin:
     return guest
 
 
+async def subscribed(world: World, count: int) -> None:
+    """Wait until it is written down for the next bridge that so many listen: it waits for them."""
+    record = Record(world.paths.runtime / "bridge", "k1")
+    try:
+        assert await soon(lambda: record.subscribers == count)
+    finally:
+        record.close()
+
+
 def collect(listener: zmq.Socket[bytes], until: int, found: list[int]) -> None:
     while not found or found[-1] != until:
         found.append(number_of(listener.recv_multipart()))
@@ -65,8 +80,9 @@ async def test_output_goes_on_after_the_bridge_was_killed(world: World, tmp_path
     guest = await open_standin(world, tmp_path / "guest")
     count, found = 6_000, list[int]()
     with zmq_context() as context:
-        listener = Raw(context, world.requests["k1"]["client"]["ports"]).listener()
-        await asyncio.sleep(0.3)
+        raw = Raw(context, world.requests["k1"]["client"]["ports"])
+        listener = raw.listener(rcvtimeo=30_000)
+        await subscribed(world, 1)
 
         def publish() -> None:
             for number in range(count):
@@ -95,13 +111,16 @@ async def test_nothing_is_lost_that_the_guest_sent_while_no_bridge_lived(
     with zmq_context() as context:
         raw = Raw(context, world.requests["k1"]["client"]["ports"])
         readers = [
-            asyncio.ensure_future(asyncio.to_thread(collect, raw.listener(), 999, one))
+            asyncio.ensure_future(
+                asyncio.to_thread(collect, raw.listener(rcvtimeo=30_000), 999, one)
+            )
             for one in found
         ]
         dealer, request = raw.dealer(identity=b"me"), raw.request(code="1")
+        dealer.rcvtimeo = 30_000
         dealer.send_multipart(request)
         assert await asyncio.to_thread(dealer.recv_multipart) == request
-        await asyncio.sleep(0.3)  # both have subscribed
+        await subscribed(world, 2)
         await kill_bridge(world)
         guest.publish(*(output(number, 200) for number in range(1_000)))
         reply = raw.request(code="late")
@@ -125,27 +144,38 @@ async def test_state_survives_the_bridge(world: World) -> None:
     assert {name: after[name] for name in names} == {name: before[name] for name in names}
 
 
-def run_slowly(client: BlockingKernelClient, found: list[str]) -> dict[str, Any]:
-    """Execute something that prints for a while; give the reply."""
+def run_slowly(
+    client: BlockingKernelClient, found: list[str], go_on: Path = Path("/")
+) -> dict[str, Any]:
+    """Execute something that prints for a while, and ends once ``go_on`` exists; give the reply."""
 
     def hook(message: dict[str, Any]) -> None:
         if message["msg_type"] == "stream":
             found.extend(message["content"]["text"].split())
 
-    code = "import time\nfor i in range(300):\n    print(i, flush=True); time.sleep(0.005)"
+    code = (
+        "import os, time\n"
+        "for i in range(300):\n"
+        f"    while i == 299 and not os.path.exists({str(go_on)!r}): time.sleep(0.005)\n"
+        "    print(i, flush=True); time.sleep(0.005)"
+    )
     return dict(client.execute_interactive(code, timeout=30, output_hook=hook))
 
 
-async def test_a_cell_goes_on_when_the_bridge_is_killed_under_it(world: World) -> None:
+async def test_a_cell_goes_on_when_the_bridge_is_killed_under_it(
+    world: World, tmp_path: Path
+) -> None:
     await world.open()
     client = world.client()
     await world.run(client.wait_for_ready, timeout=20)
     found: list[str] = []
-    running = asyncio.ensure_future(world.run(run_slowly, client, found))
-    await asyncio.sleep(0.7)
+    go_on = tmp_path / "go on"
+    running = asyncio.ensure_future(world.run(run_slowly, client, found, go_on))
+    assert await soon(lambda: len(found) > 20)
     await kill_bridge(world)
     await resume(world)
     assert (await world.bridge.call("status", kernel_id="k1"))["execution_state"] == "busy"
+    go_on.touch()
     reply = await asyncio.wait_for(running, 30)
     assert reply["content"]["status"] == "ok"
     assert found == sorted(set(found), key=int)

@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torpor.client
 import zmq.asyncio
 from jupyter_client.manager import AsyncKernelManager
 from torpor.api import CHANNELS, Endpoints, LaunchRequest
-from torpor.client import Client, NotRunning
+from torpor.client import Client, Interrupted, NotRunning
 from torpor.config import user_paths
 from torpor.daemon.processes import start_ticks
 from torpor.errors import Busy
@@ -44,6 +45,7 @@ DAEMON = daemon_argv() if LOCAL else (sys.executable, FAKE_DAEMON)
 needs_faults = pytest.mark.skipif(LOCAL, reason="needs a backend that fails or hangs on demand")
 IPYKERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
 KEY = "0123456789abcdef"
+HANG = "import time; time.sleep(60)"
 
 
 @dataclass
@@ -82,9 +84,11 @@ class Home:
 
     def log(self) -> list[dict[str, Any]]:
         try:
-            return [json.loads(line) for line in self.paths.log.read_text().splitlines()]
+            # What follows the last end of a line is just being written.
+            *lines, _ = self.paths.log.read_text().split("\n")
         except FileNotFoundError:
             return []
+        return [json.loads(line) for line in lines]
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.log() if line["event"] == event]
@@ -102,6 +106,11 @@ class Home:
                         (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                     )
         return found
+
+    def daemons(self) -> list[int]:
+        """Give the processes of torpord, without a child that has not become another program yet."""
+        found = [pid for pid, line in self.processes().items() if "--ready-fd" in line]
+        return [pid for pid in found if _parent(pid) not in (None, *found)]
 
     def left(self) -> list[str]:
         """Give everything that a clean world would not have."""
@@ -128,10 +137,34 @@ class Home:
         await eventually(lambda: start_ticks(pid) is None)
         return pid
 
-    async def until_no_kernel(self, within_s: float = 10) -> None:
+    async def until_no_kernel(self, within_s: float = 15) -> None:
         async with asyncio.timeout(within_s):
             while await self.client.kernels() or list(self.paths.kernels.iterdir()):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+
+    async def until_step(self, step: str, within_s: float = 15) -> None:
+        """Return once the only launch has come to ``step``, at which it was told to hang."""
+        async with asyncio.timeout(within_s):
+            while not await self._is_at(step):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def _is_at(self, step: str) -> bool:
+        """Tell by what is there then; it hangs in the same turn of its loop."""
+        if step == "ready":
+            states = await self.client.kernels()
+            bound = any(state["client"]["ports"]["shell"] for state in states)
+            return bound and any(HANG in line for line in self.processes().values())
+        if step == "prepare":  # of which nothing is on the disk
+            return bool(await self.client.kernels())
+        made = {"fifos": "*", "start": "*/opt/torpor/link", "started": "*/pid"}
+        return any(self.paths.kernels.glob(made[step]))
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
 async def eventually(condition: Callable[[], Any], within_s: float = 10) -> None:
@@ -170,11 +203,11 @@ async def _close(home: Home) -> list[str]:
     try:
         await home.client.status()
         await home.client.shutdown()
-    except NotRunning:
+    except (NotRunning, Interrupted):  # it ends by itself, perhaps just now
         pass
     except Busy as exc:  # the test left kernels
         return [str(exc)]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 15  # a bridge that was just starting is waited for
     while (left := home.left()) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     return left

@@ -50,8 +50,11 @@ async def test_a_whole_life(km, jupyter):
 async def test_interrupting_a_loop(km):
     await km.start_kernel()
     async with client_of(km) as client:
-        message = client.execute("while True: pass")
-        await asyncio.sleep(0.5)
+        message = client.execute("print('on', flush=True)\nwhile True: pass")
+        # Before the cell runs ipykernel takes no interrupt.
+        while (heard := await client.get_iopub_msg(timeout=10))["msg_type"] != "stream":
+            pass
+        assert heard["parent_header"]["msg_id"] == message
         await km.interrupt_kernel()
         while (reply := await client.get_shell_msg(timeout=10))["parent_header"][
             "msg_id"

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import nbformat
 import pytest
@@ -277,10 +276,8 @@ async def test_kernels_of_a_process_that_just_ends_are_reaped(jupyter):
     ran = await asyncio.to_thread(
         subprocess.run, command, check=True, stdout=subprocess.PIPE, timeout=60
     )
-    ended = time.monotonic()
     assert ran.stdout.strip()
-    await jupyter.until_no_kernel(within_s=3)
-    assert time.monotonic() - ended < 3
+    await jupyter.until_no_kernel()
     assert jupyter.logged("owner died")
 
 

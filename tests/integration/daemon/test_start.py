@@ -1,6 +1,7 @@
 """The daemon starts exactly once, ends by itself, and says why it cannot start."""
 
 import asyncio
+import contextlib
 import json
 import os
 import sqlite3
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import torpor.client
-from torpor.client import Client, NotRunning
+from torpor.client import Client, Interrupted, NotRunning
 from torpor.errors import Busy, ConfigError, VersionMismatch
 from torpor.unix_http import exchange
 
 from tests.integration.daemon.conftest import DAEMON, eventually
+
+# A daemon with very little patience may end in a pause of this process, before it hears of any request.
+NOT_THERE = (NotRunning, Interrupted)
 
 
 def test_twenty_clients_race_for_one_daemon(home):
@@ -27,8 +31,7 @@ def test_twenty_clients_race_for_one_daemon(home):
         pids = list(pool.map(ensure, range(20)))
     assert len(set(pids)) == 1
     assert len(home.logged("started")) == 1
-    daemons = [line for line in home.processes().values() if "--ready-fd" in line]
-    assert len(daemons) == 1
+    assert len(home.daemons()) == 1
 
 
 def test_processes_race_for_one_daemon(home):
@@ -84,21 +87,26 @@ async def test_it_runs_in_the_background_on_its_own(home):
 
 async def test_idle_it_ends(home):
     home.configure("c.TorporDaemon.idle_exit_s = 0.3")
-    await home.client.ensure()
-    await eventually(lambda: not home.processes(), within_s=3)
+    with contextlib.suppress(*NOT_THERE):
+        await home.client.ensure()
+    await eventually(lambda: not home.processes(), within_s=15)
     assert home.logged("idle")
     with pytest.raises(NotRunning, match="torpor daemon start"):
         await home.client.status()
+    home.configure("")
     await home.client.ensure()
 
 
 async def test_with_a_kernel_it_does_not_end(home):
     home.configure("c.TorporDaemon.idle_exit_s = 0.3")
-    await home.client.launch(home.request())
+    launched = None
+    while launched is None:
+        with contextlib.suppress(*NOT_THERE):
+            launched = await home.client.launch(home.request())
     await asyncio.sleep(1)
     assert (await home.client.status())["kernels"] == 1
     await home.client.delete("k1")
-    await eventually(lambda: not home.processes(), within_s=3)
+    await eventually(lambda: not home.processes(), within_s=15)
 
 
 async def test_stop_is_refused_while_it_holds_kernels(home):
@@ -257,7 +265,7 @@ async def test_a_stranger_is_hung_up_on(home):
 
 
 async def test_without_its_socket_it_makes_room_for_another(home):
-    home.configure("c.TorporDaemon.idle_exit_s = 2")
+    home.configure("c.TorporDaemon.idle_exit_s = 4")  # it looks at its socket four times meanwhile
     first = (await home.client.ensure())["pid"]
     home.paths.daemon_socket.unlink()
     assert (await home.client.ensure())["pid"] != first

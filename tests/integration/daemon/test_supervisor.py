@@ -17,9 +17,8 @@ from torpor.snapshot.store import SnapshotStore
 from torpor.template import GIB, Template
 
 from tests.fakes.process_backend import ProcessBackend
-from tests.integration.daemon.conftest import eventually
+from tests.integration.daemon.conftest import HANG, eventually
 
-HANG = "import time; time.sleep(60)"
 STEPS = ["prepare", "fifos", "start", "started", "bind", "ready"]
 
 
@@ -140,7 +139,7 @@ async def test_a_replacement_cancelled(home, times):
         kernel.sandbox_ended("says the test")
         replacing = supervisor.launch(home.request(argv=home.program(HANG)), Template(), None)
         launch = asyncio.create_task(replacing)
-        await asyncio.sleep(0.6)
+        await eventually(lambda: any(HANG in line for line in home.processes().values()))
         for _ in range(times):
             launch.cancel()
             await asyncio.sleep(0.002 if times == 2 else 0)

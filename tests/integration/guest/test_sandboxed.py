@@ -127,20 +127,27 @@ def test_a_kernel_lives_in_a_sandbox(sandboxed: Sandboxed) -> None:
         "for name in ('fd/0', 'fd/1', 'mem', 'environ', 'maps'):\n"
         "    try: os.open('/proc/1/' + name, os.O_RDONLY); print(name, 'OPENED')\n"
         "    except OSError: print(name, 'refused')\n"
+        "told, tell = os.pipe()\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
-        "    if os.fork() == 0: os.execvp('sleep', ['sleep', '0.1'])\n"
+        "    if os.fork() == 0:\n"
+        "        os.write(tell, b'%d' % os.getpid())\n"
+        "        os.execvp('sleep', ['sleep', '0.1'])\n"
         "    os._exit(0)\n"
         "os.waitpid(pid, 0)\n"
+        "orphan = int(os.read(told, 20))\n"
     )
     text = host.run(code)["text"]
     assert text.count("refused") == 5
-    time.sleep(0.5)
     code = (
         "import glob\n"
-        "print([s for s in (open(p).read() for p in glob.glob('/proc/[0-9]*/stat')) if ') Z' in s])"
+        "zombies = [s for s in (open(p).read() for p in glob.glob('/proc/[0-9]*/stat')) if ') Z' in s]\n"
+        "print(os.path.exists(f'/proc/{orphan}'), zombies)"
     )
-    assert host.run(code)["text"] == "[]\n"
+    end_s = time.monotonic() + 10
+    while (left := host.run(code)["text"]) != "False []\n" and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert left == "False []\n"
     msg_id = host.execute("print('on', flush=True)\nimport time; time.sleep(60)")
     host.until(lambda: len(host.replies(msg_id, Channel.IOPUB)) >= 3)
     host.call("signal", signum=signal.SIGINT)

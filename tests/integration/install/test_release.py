@@ -181,14 +181,17 @@ def test_a_bad_release_changes_nothing(
     assert left_in(paths) == {"runsc", "gvisor"}
 
 
-def test_an_unreachable_server_is_one_line_and_quick(paths: Paths) -> None:
+def test_an_unreachable_server_is_one_line_and_quick(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.runsc.install_release._CONNECT_TIMEOUT_S", 60.0)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(ConfigError, match=r"release: 127.0.0.1 cannot be reached") as caught:
             install(paths, url)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30, "nobody waits for one that refuses"
     assert "\n" not in str(caught.value)
     assert left_in(paths) == set()
 

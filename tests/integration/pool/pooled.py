@@ -20,14 +20,15 @@ from typing import Any
 import torpor.client
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
-from torpor.client import Client, NotRunning
+from torpor.client import Client, Interrupted, NotRunning
 from torpor.client_pool import PoolClient
 from torpor.config import user_paths
 from torpor.paths import Paths
 
 from tests.e2e.cells import value
+from tests.e2e.sleeping import daemon_pid
 from tests.home import start, stop, torpor_home
-from tests.world import processes_of, wait_clean
+from tests.world import wait_clean
 
 POOL = "c.TorporDaemon.pool = True\n"
 _FAULTY = str(Path(__file__).with_name("faulty_daemon.py"))
@@ -67,9 +68,11 @@ class PoolHome:
 
     def log(self) -> list[dict[str, Any]]:
         try:
-            return [json.loads(line) for line in self.paths.log.read_text().splitlines()]
+            # What follows the last end of a line is just being written.
+            *lines, _ = self.paths.log.read_text().split("\n")
         except FileNotFoundError:
             return []
+        return [json.loads(line) for line in lines]
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.log() if line["event"] == event]
@@ -124,13 +127,12 @@ class PoolHome:
         return found
 
     def daemon_pid(self) -> int:
-        [pid] = [p for p, c in processes_of(self.path).items() if "torpor.daemon" in c]
-        return pid
+        return daemon_pid(self.path)
 
     def daemon_runs(self) -> bool:
         try:
             asyncio.run(Client(user_paths()).status())
-        except NotRunning:
+        except (NotRunning, Interrupted):  # it has ended, or does so just now
             return False
         return True
 

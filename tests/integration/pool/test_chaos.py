@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.cells import value
 from tests.home import start, stop
-from tests.integration.pool.pooled import PoolHome, nothing_is_left, pool_home
+from tests.integration.pool.pooled import PoolHome, eventually, nothing_is_left, pool_home
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1 << 31)
 CLAIMS = int(os.environ.get("CHAOS_CLAIMS", "0"))
@@ -114,7 +114,10 @@ def chaos(golden: Path, tmp_path: Path, count: int, *, every_s: float) -> None:
         rested(home)
         assert descriptors(pid) <= before + 10, "descriptors leak"
         assert len(home.unclaimed()) <= 8
-        assert {each.name for each in home.paths.kernels.iterdir()} == set(home.unclaimed())
+        eventually(
+            lambda: {each.name for each in home.paths.kernels.iterdir()} == set(home.unclaimed()),
+            "there is a folder of each clone, and no other",
+        )
         nothing_is_left(home)
 
 

@@ -81,12 +81,16 @@ def test_a_failure_is_left_alone_for_a_while_and_then_mended(modules: Path, tmp_
     with pool_home(warming("raising")) as home:
         write_kernelspec(home.path / "jupyter", env={"PYTHONPATH": str(modules)})
         failure = fails(home, tmp_path)
+
+        def due() -> bool:
+            return time.time() > failure["at"] + 9
+
         home.stop_daemon()
         with kernel(tmp_path):
             assert home.launches()[-1] == "created"
-            assert home.goldens()["failures"] == [failure]
+            assert home.goldens()["failures"] == [failure] or due()
             time.sleep(2)
-            assert home.counters().get("build_failed", 0) == 0, "tried again too soon"
+            assert home.counters().get("build_failed", 0) == 0 or due(), "tried again too soon"
             (modules / "raising.py").write_text("VALUE = 1\n")
             eventually(lambda: home.logged("golden built"), "it is tried again", 30)
             waited_s = time.time() - failure["at"]
@@ -101,8 +105,10 @@ def test_failures_in_a_row_wait_longer_and_longer(modules: Path, tmp_path: Path)
         write_kernelspec(home.path / "jupyter", env={"PYTHONPATH": str(modules)})
         fails(home, tmp_path)
         eventually(lambda: len(home.logged("golden not built")) >= 3, "three builds", 120)
-        [failure] = home.goldens()["failures"]
-        assert failure["in_a_row"] == 3
+        eventually(  # a moment after it is in the log
+            lambda: [each["in_a_row"] for each in home.goldens()["failures"]] == [3],
+            "the third failure is on record",
+        )
         times = [datetime.fromisoformat(line["at"]) for line in home.logged("golden not built")]
         waited_s = [(b - a).total_seconds() for a, b in pairwise(times)]
         assert waited_s[0] > 9

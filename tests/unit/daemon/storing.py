@@ -75,7 +75,8 @@ class World:
             await self.tasks.aclose()
 
 
-async def until(reached: Callable[[], bool], within_s: float = 5.0) -> None:
+async def until(reached: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Return once ``reached``."""
     deadline = time.monotonic() + within_s
     while not reached():
         assert time.monotonic() < deadline

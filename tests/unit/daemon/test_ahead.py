@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,17 +20,25 @@ from torpor.lifecycle import Status, Target
 from torpor.snapshot.build import Snapshot
 from torpor.template import Template
 
+from tests.unit.daemon.storing import until
+
 SNAPSHOT = cast(Snapshot, SimpleNamespace(manifest=SimpleNamespace(generation=1), image=Path("/i")))
 
 
 @dataclass
 class Machine:
-    """A backend, a registry and a store in one: ``rows`` are the sandboxes that exist."""
+    """A backend, a registry and a store in one: ``rows`` are the sandboxes that exist.
+
+    ``begun`` are the sandboxes that were to stand ready so far, ``made`` those that have, and ``open``
+    those that do.
+    """
 
     slow: asyncio.Event = field(default_factory=asyncio.Event)
     fails: bool = False
     will_not_go: bool = False
     rows: dict[str, SandboxRow] = field(default_factory=dict)
+    begun: set[str] = field(default_factory=set)
+    made: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -41,6 +49,7 @@ class Machine:
             def __init__(self, sandbox_id: str) -> None:
                 self.sandbox_id = sandbox_id
                 self.handle = SimpleNamespace(to_json=lambda: {"id": sandbox_id})
+                machine.made.add(sandbox_id)
                 machine.open.add(sandbox_id)
 
             async def go(self) -> None:
@@ -56,6 +65,7 @@ class Machine:
                 assert ahead
 
             async def stand_ready(self, spec: Any) -> Standing:
+                machine.begun.add(spec.sandbox_id)
                 await machine.slow.wait()
                 if machine.fails:
                     raise LaunchError("not today")
@@ -91,6 +101,15 @@ class World:
 
     def clean(self) -> bool:
         return not (self.machine.rows or self.machine.open or self.parts.unclaimed)
+
+    async def until_begun(self, count: int = 1) -> None:
+        await until(lambda: len(self.machine.begun) == count)
+
+    async def until_made(self, count: int = 1) -> None:
+        """Return once so many have been made, and the others made room."""
+        await until(
+            lambda: len(self.machine.made) == count and len(self.machine.rows) == min(count, 2)
+        )
 
 
 @pytest.fixture
@@ -128,15 +147,28 @@ def sleeper(kernel_id: str = "k") -> Kernel:
     )
 
 
-async def settled() -> None:
+async def at_rest(ahead: Ahead) -> None:
+    """Return once nothing is being made or kept."""
+    await until(lambda: not len(ahead._tasks))
+
+
+async def a_moment() -> None:
+    """Give what must not happen the time to happen."""
     for _ in range(20):
         await asyncio.sleep(0.001)  # threads take part
+
+
+async def waiting(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Give ``work`` as a task that has come to where it waits."""
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0)
+    return task
 
 
 async def test_it_becomes_the_kernels(world: World) -> None:
     kernel = sleeper()
     world.ahead.wanted(kernel)
-    await settled()
+    await world.until_made()
     [row] = world.machine.rows.values()
     assert row.kernel_id == ""
     assert world.parts.unclaimed == {row.sandbox_id}
@@ -144,7 +176,7 @@ async def test_it_becomes_the_kernels(world: World) -> None:
     assert taken == replace(row, kernel_id="k", handle={"id": row.sandbox_id})
     assert list(world.machine.rows.values()) == [taken]
     assert await world.ahead.go(kernel, SNAPSHOT) is None
-    await settled()
+    await at_rest(world.ahead)
     assert list(world.machine.rows.values()) == [taken]
 
 
@@ -152,9 +184,9 @@ async def test_who_comes_while_it_is_made_waits_for_it(world: World) -> None:
     kernel = sleeper()
     world.machine.slow.clear()
     world.ahead.wanted(kernel)
-    await settled()
-    going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT))
-    await settled()
+    await world.until_begun()
+    going = await waiting(world.ahead.go(kernel, SNAPSHOT))
+    await a_moment()
     assert not going.done()
     world.machine.slow.set()
     assert (await going) is not None
@@ -165,17 +197,15 @@ async def test_who_gives_up_waiting_leaves_nothing(world: World, made: bool) -> 
     kernel = sleeper()
     world.machine.slow.clear()
     world.ahead.wanted(kernel)
-    await settled()
-    going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT))
-    await settled()
+    await world.until_begun()
+    going = await waiting(world.ahead.go(kernel, SNAPSHOT))
     if made:
         world.machine.slow.set()
     going.cancel()
     with pytest.raises(asyncio.CancelledError):
         await going
     world.machine.slow.set()
-    await settled()
-    assert world.clean()
+    await until(world.clean)
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -184,12 +214,10 @@ async def test_it_cannot_be_made(world: World, waits: bool) -> None:
     world.machine.fails = True
     world.machine.slow.clear()
     world.ahead.wanted(kernel)
-    await settled()
-    going = asyncio.create_task(world.ahead.go(kernel, SNAPSHOT)) if waits else None
-    await settled()
+    await world.until_begun()
+    going = await waiting(world.ahead.go(kernel, SNAPSHOT)) if waits else None
     world.machine.slow.set()
-    await settled()
-    assert world.clean()
+    await until(world.clean)
     assert await (going or world.ahead.go(kernel, SNAPSHOT)) is None
 
 
@@ -197,7 +225,7 @@ async def test_it_will_not_go(world: World) -> None:
     kernel = sleeper()
     world.machine.will_not_go = True
     world.ahead.wanted(kernel)
-    await settled()
+    await world.until_made()
     assert await world.ahead.go(kernel, SNAPSHOT) is None
     assert world.clean()
 
@@ -205,20 +233,19 @@ async def test_it_will_not_go(world: World) -> None:
 async def test_it_is_for_another_generation(world: World) -> None:
     kernel = sleeper()
     world.ahead.wanted(kernel)
-    await settled()
+    await world.until_made()
     other = cast(
         Snapshot, SimpleNamespace(manifest=SimpleNamespace(generation=2), image=Path("/i"))
     )
     assert await world.ahead.go(kernel, other) is None
-    await settled()
-    assert world.clean()
+    await until(world.clean)
 
 
 @pytest.mark.parametrize("change", ["awake", "removed", "unwanted", "newer", "dead"])
 async def test_it_goes_when_nobody_can_use_it(world: World, change: str) -> None:
     kernel = sleeper()
     world.ahead.wanted(kernel)
-    await settled()
+    await world.until_made()
     assert len(world.machine.rows) == 1
     if change == "dead":
         world.machine.dead.set()
@@ -232,15 +259,14 @@ async def test_it_goes_when_nobody_can_use_it(world: World, change: str) -> None
         }[change]
         kernel.row = replace(kernel.row, **changes)
     kernel.notify()
-    await settled()
-    assert world.clean()
+    await until(world.clean)
 
 
 async def test_the_oldest_makes_room(world: World) -> None:
     kernels = [sleeper(name) for name in "abc"]
-    for kernel in kernels:
+    for count, kernel in enumerate(kernels, 1):
         world.ahead.wanted(kernel)
-        await settled()
+        await world.until_made(count)
     assert len(world.machine.rows) == 2
     assert await world.ahead.go(kernels[0], SNAPSHOT) is None
     for kernel in kernels[1:]:
@@ -249,17 +275,18 @@ async def test_the_oldest_makes_room(world: World) -> None:
 
 async def test_who_is_looked_at_again_keeps_it(world: World) -> None:
     kernels = [sleeper(name) for name in "abc"]
-    for kernel in kernels[:2]:
+    for count, kernel in enumerate(kernels[:2], 1):
         world.ahead.wanted(kernel)
-        await settled()
+        await world.until_made(count)
     before = set(world.machine.rows)
     for _ in range(3):
         world.ahead.wanted(kernels[0])
-        await settled()
+        await a_moment()
     assert set(world.machine.rows) == before
     world.ahead.wanted(kernels[2])
     world.ahead.wanted(kernels[2])
-    await settled()
+    await world.until_made(3)
+    await a_moment()
     assert len(world.machine.rows) == 2
     assert await world.ahead.go(kernels[1], SNAPSHOT) is None
     assert await world.ahead.go(kernels[0], SNAPSHOT) is not None
@@ -267,10 +294,10 @@ async def test_who_is_looked_at_again_keeps_it(world: World) -> None:
 
 async def test_ending_removes_what_stands_and_what_is_made(world: World) -> None:
     world.ahead.wanted(sleeper("a"))
-    await settled()
+    await world.until_made()
     world.machine.slow.clear()
     world.ahead.wanted(sleeper("b"))
-    await settled()
+    await world.until_begun(2)
     assert len(world.machine.rows) == 2
     await world.ahead.aclose()
     assert world.clean()
@@ -284,6 +311,7 @@ async def test_none_is_made_unless_asked_for(world: World) -> None:
     off.wanted(sleeper())
     starved = Ahead(cast(Parts, world.parts), templates, most=1, reserve_bytes=1 << 60)
     starved.wanted(sleeper())
-    await settled()
+    for each in (off, starved):
+        await at_rest(each)
     assert world.clean()
     await starved.aclose()

@@ -216,6 +216,7 @@ async def test_room_is_made_for_a_fetch_by_a_daemon_that_knows_nothing_yet(tmp_p
 async def test_whatever_goes_wrong_is_tried_again_with_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exc: Exception
 ) -> None:
+    monkeypatch.setattr("torpor.daemon.tiering._FIRST_PAUSE_S", 30.0)
     world = World(tmp_path)
     publish(world.local)
     world.kernel(Status.ASLEEP, 1)

@@ -5,6 +5,8 @@ import os
 import pytest
 from torpor.unix_http import BadAnswer, NobodyListens, exchange, parse_head
 
+from tests.unit.daemon.storing import until
+
 ANSWER = b'HTTP/1.1 201 Created\r\nContent-Length: 8\r\nX: y\r\n\r\n{"a": 1}'
 
 
@@ -62,11 +64,11 @@ async def test_nobody_listens(tmp_path):
 async def test_cancelling_hangs_up_at_once(tmp_path):
     async with server(tmp_path / "s", b"HTTP/1.1 200", hold=True) as seen:
         asking = asyncio.create_task(ask(tmp_path / "s"))
-        await asyncio.sleep(0.05)
+        await until(lambda: seen)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await asyncio.sleep(0.05)
+        await until(lambda: seen[1:])
         assert seen[1:] == [b""]  # the server has seen the end
 
 

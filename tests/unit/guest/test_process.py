@@ -128,7 +128,7 @@ def test_timers_run_in_time_and_can_be_cancelled() -> None:
     loop.run()
     loop.close()
     assert seen == ["first", "last"]
-    assert time.monotonic() - start_s < 1
+    assert time.monotonic() - start_s < 10
 
 
 def test_a_forgotten_descriptor_is_silent() -> None:

@@ -15,6 +15,8 @@ from torpor.errors import SandboxGone
 from torpor.runsc import pidfd
 from torpor.runsc.family import family
 
+from tests.unit.daemon.storing import until
+
 BUSY = """
 import os
 for _ in range(3):
@@ -70,8 +72,7 @@ async def test_frozen_ones_use_nothing_and_go_on(parent: int) -> None:
     assert used_s(parent) == before
     go_on(sandbox)
     go_on(sandbox)
-    await asyncio.sleep(0.3)
-    assert used_s(parent) > before
+    await until(lambda: used_s(parent) > before)
 
 
 async def test_somebody_else_with_the_same_number_is_left_alone(parent: int) -> None:
@@ -112,8 +113,7 @@ async def test_what_computes_below_the_sentry_is_never_stopped_and_told() -> Non
             assert not await stop(sandbox)
             assert [each.state for each in family(process.pid)] == ["T", "T", "R"]
             go_on(sandbox)
-            await asyncio.sleep(0.05)
-            assert "T" not in [each.state for each in family(process.pid)]
+            await until(lambda: "T" not in [each.state for each in family(process.pid)])
         finally:
             for each in reversed(family(process.pid)):
                 os.kill(each.pid, signal.SIGKILL)

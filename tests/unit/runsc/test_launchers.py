@@ -9,24 +9,16 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from torpor.runsc import launchers
 from torpor.runsc.launchers import Launchers
 
+from tests.unit.processes import children
+
 LABEL = "/the/home"
 NOWHERE = ["join", "4194305", "-", "-", "/bin/true"]  # one more than the highest pid there can be
-
-
-def children() -> set[int]:
-    """Give the children of this process, also those that have ended and were not waited for."""
-    found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that has just ended
-            found.update(map(int, (task / "children").read_text().split()))
-    return found
 
 
 def words(pid: int) -> list[str]:
@@ -195,7 +187,7 @@ async def test_whatever_is_started_has_the_processors(
     before: set[int], monkeypatch: pytest.MonkeyPatch, longest_s: float
 ) -> None:
     """One started every tenth of a second: others are made ready when that ends, or after a while."""
-    monkeypatch.setattr(launchers, "REST_S", 0.2)
+    monkeypatch.setattr(launchers, "REST_S", 0.6)  # six times as long as the pause between two
     monkeypatch.setattr(launchers, "LONGEST_REST_S", longest_s)
     some = Launchers(1, LABEL)
     started, ready = [], set[int]()

@@ -47,11 +47,16 @@ func TestAClockIsReadyAtItsFirstUpdate(t *testing.T) {
 }
 
 func TestSamplesTooNearEachOtherAreNotComputedWith(t *testing.T) {
-	forget()
-	TorporSample()
-	c := NewCalibratedClock(Monotonic)
-	if _, ok := c.Update(true); ok {
-		t.Fatal("it is ready at once")
+	var c *CalibratedClock
+	for near := false; !near; { // once more, if a pause of this process was between them
+		forget()
+		began := time.Now()
+		TorporSample()
+		c = NewCalibratedClock(Monotonic)
+		_, ok := c.Update(true)
+		if near = time.Since(began) < torporShortest; near && ok {
+			t.Fatal("it is ready at once")
+		}
 	}
 	time.Sleep(2 * torporShortest)
 	if _, ok := c.Update(false); !ok {

@@ -75,16 +75,16 @@ def test_a_command_is_asked_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "timeout_s", "words"),
     [
-        ("import sys; sys.exit('no such secret')", "failed with 1: no such secret"),
-        ("print('x')", "is not a key"),
-        ("import time; time.sleep(30)", r"did not end in 0\.5 s"),
+        ("import sys; sys.exit('no such secret')", 30, "failed with 1: no such secret"),
+        ("print('x')", 30, "is not a key"),
+        ("import time; time.sleep(30)", 0.5, r"did not end in 0\.5 s"),
     ],
 )
-def test_a_command_that_gives_none(script: str, words: str) -> None:
+def test_a_command_that_gives_none(script: str, timeout_s: float, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        KeyCommand([sys.executable, "-c", script], timeout_s=0.5).key()
+        KeyCommand([sys.executable, "-c", script], timeout_s=timeout_s).key()
     assert caught.value.hint
 
 
