@@ -59,12 +59,18 @@ class Subscriptions:
             self._expected = 0
             self._record.subscribers = self._total
             self._outlet.open()
+            self._look_again()
 
     def welcome_all(self) -> None:
         """Greet everybody: a kernel (process) that welcomes has just become ready."""
         self.welcoming = True
         for topic in self._topics:
             self._welcome(topic)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Read soon: sending may have swallowed the edge that announced a subscription."""
+        self._reactor.soon(self._owner, self.ready)
 
     def ready(self) -> None:
         """Read what subscribers sent; call after every sign of life of the socket."""
