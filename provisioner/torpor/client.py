@@ -33,9 +33,9 @@ _PROBE_S = 10.0
 _LONGEST_LAUNCH_S = 660.0
 _STOP_S = 15.0
 _ATTEMPTS = 3
+"""One to find that no daemon runs, one to be interrupted by its death, one that counts."""
 _TEMPLATES: dict[str, list[dict[str, Any]]] = {}
 """By socket: what each daemon last said."""
-"""One to find that no daemon runs, one to be interrupted by its death, one that counts."""
 
 
 class NotRunning(BackendUnavailable):
@@ -74,8 +74,13 @@ class Client:
                 return status
             if status is not None:
                 await self._retire(status)
-            with contextlib.suppress(Busy):  # somebody started one by hand, without our lock
-                await start_daemon(self.paths, daemon_argv())
+            for _ in range(_ATTEMPTS - 1):
+                with contextlib.suppress(Busy):  # somebody started one by hand, without our lock
+                    await start_daemon(self.paths, daemon_argv())
+                with contextlib.suppress(
+                    NotRunning, Interrupted
+                ):  # it had nothing to do, and ended
+                    return await self.status()
             return await self.status()
 
     async def status(self) -> dict[str, Any]:
@@ -94,6 +99,8 @@ class Client:
             await self._send("POST", "/v1/shutdown", {"force": force})
         except NotRunning:
             return
+        except Interrupted:  # it was just ending by itself
+            pass
         try:
             async with asyncio.timeout(_STOP_S):
                 await daemon_ended(self.paths)

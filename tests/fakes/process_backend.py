@@ -192,15 +192,17 @@ class ProcessBackend:
     async def _kill(self, pid: int) -> None:
         # Stopped first: `unshare` must not fork between our look and its end, as its --kill-child
         # takes hold only after the fork.
+        children: list[int] = []
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
             while _state(pid) not in ("T", "Z", "X", ""):
                 await asyncio.sleep(0.001)
-            for child in _children(pid):
+            for child in (children := _children(pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
-        while _start_ticks(pid) is not None:
+        # Also of the guest, which ends after all that it has started: they write into its folder.
+        while any(_start_ticks(each) is not None for each in (pid, *children)):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
             await asyncio.sleep(0.005)

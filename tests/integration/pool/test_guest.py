@@ -61,7 +61,6 @@ async def test_a_clone_is_claimed_once(making: Making, image: Path, tmp_path: Pa
                 ("execute", {"code": "1"}),
                 ("request", {"msg_type": "kernel_info_request"}),
                 ("seen", {}),
-                ("check", {}),
             ):
                 with pytest.raises(GuestRefused, match="somebody's already"):
                     await line.call(method, params, timeout_s=LONG_S)
@@ -232,7 +231,7 @@ async def test_a_guest_that_is_no_golden_has_none_of_this(making: Making) -> Non
     """A kernel that was started cold: nobody can run code in it silently, or move its folders."""
     async with sandbox(making, making.spec("cold")) as running, running.line() as line:
         await line.event("ready", timeout_s=LONG_S)
-        for method in ("execute", "request", "seen", "seal", "rehearse", "check", "claim"):
+        for method in ("execute", "request", "seen", "seal", "rehearse", "claim"):
             with pytest.raises(GuestRefused) as caught:
                 await line.call(method, {"code": "1"}, timeout_s=LONG_S)
             assert caught.value.reason == "bad_request"
