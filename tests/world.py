@@ -53,6 +53,25 @@ def spare_launchers(home: Path) -> list[int]:
     return [pid for pid, command in processes_of(home).items() if " wait " in command]
 
 
+def without_new_children(pids: list[int]) -> list[int]:
+    """Give ``pids`` without those that another one of them has just made: until its exec a child looks like it."""
+    return [pid for pid in pids if _parent(pid) not in (None, *pids)]
+
+
+def _parent(pid: int) -> int | None:
+    """Give the parent of a process; None when that has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[1])
+
+
+def whole_lines(log: Path) -> list[str]:
+    """Give the lines of a log; what follows the last end of a line is just being written."""
+    return log.read_text().split("\n")[:-1]
+
+
 def processes_of(home: Path, *, services: bool = True) -> dict[int, str]:
     """Give pid -> command line of every live process of ``home``; zombies do not count.
 

@@ -77,9 +77,8 @@ class Client:
             for _ in range(_ATTEMPTS - 1):
                 with contextlib.suppress(Busy):  # somebody started one by hand, without our lock
                     await start_daemon(self.paths, daemon_argv())
-                with contextlib.suppress(
-                    NotRunning, Interrupted
-                ):  # it had nothing to do, and ended
+                # One that has nothing to do may have ended already.
+                with contextlib.suppress(NotRunning, Interrupted):
                     return await self.status()
             return await self.status()
 

@@ -17,7 +17,7 @@ from torpor.client_sleep import SleepClient
 from torpor.config import user_paths
 
 from tests.home import start, stop
-from tests.world import processes_of
+from tests.world import processes_of, whole_lines, without_new_children
 
 WAIT_S = 20.0
 
@@ -86,20 +86,10 @@ def daemon_pid(home: Path) -> int:
 def daemons(home: Path) -> list[int]:
     """Give the processes of torpord. A child that it has just made looks like it for a moment: that is none."""
     found = [pid for pid, command in processes_of(home).items() if "torpor.daemon" in command]
-    return [pid for pid in found if _parent(pid) not in (None, *found)]
-
-
-def _parent(pid: int) -> int | None:
-    """Give the parent of a process; None when that has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(text.rpartition(")")[2].split()[1])
+    return without_new_children(found)
 
 
 def events(home: Path, name: str) -> list[dict[str, Any]]:
     """Give what the daemon's log says of one kind of event, oldest first."""
-    # What follows the last end of a line is just being written.
-    [*lines, _] = (home / "state" / "torpord.log").read_text().split("\n")
+    lines = whole_lines(home / "state" / "torpord.log")
     return [body for line in lines if (body := json.loads(line)).get("event") == name]

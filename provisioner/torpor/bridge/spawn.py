@@ -98,9 +98,7 @@ async def _start(paths: Paths, python: str) -> None:
     except BaseException:
         if starter.returncode is None:
             starter.kill()
-            await (
-                starter.wait()
-            )  # a killed process ends at once; its transport must not be left open
+            await starter.wait()  # which ends at once; its transport must not be left open
         raise
     if code not in (0, EXIT_ALREADY_RUNNING):
         raise BackendUnavailable(

@@ -260,14 +260,11 @@ class Snapshots:
             try:
                 await asyncio.to_thread(work)
                 return
-            except Busy as exc:  # a push has just begun, and is being ended
-                if tries_left:
-                    await asyncio.sleep(_FORGET_PAUSE_S)
-                    continue
-                log("snapshots stay", level=logging.WARNING, error=exc)
             except (SandboxError, OSError) as exc:
-                log("snapshots stay", level=logging.WARNING, error=exc)
-                return
+                if not (isinstance(exc, Busy) and tries_left):
+                    log("snapshots stay", level=logging.WARNING, error=exc)
+                    return
+            await asyncio.sleep(_FORGET_PAUSE_S)  # a push has just begun, and is being ended
 
     async def reconcile(self, known: frozenset[str]) -> None:
         """Remove what crashes have left, and say what there is besides."""

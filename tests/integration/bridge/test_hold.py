@@ -126,14 +126,15 @@ async def test_the_bridges_own_question_reaches_nobody_else(bed: Bed) -> None:
 async def test_a_busy_kernel_is_left_alone(bed: Bed) -> None:
     bed.guest.be("busy")
 
-    async def busy() -> bool:
-        return bool((await bed.status())["execution_state"] == "busy")
-
-    await bed.until(busy)
+    await bed.until(lambda: busy(bed))
     assert "a cell is running" in await refusal(bed, code="finishing")
     bed.guest.be("idle")
     await bed.until(lambda: idle(bed))
     await bed.hold()
+
+
+async def busy(bed: Bed) -> bool:
+    return bool((await bed.status())["execution_state"] == "busy")
 
 
 async def idle(bed: Bed) -> bool:
@@ -150,10 +151,7 @@ async def test_one_that_has_replied_and_is_not_idle_yet_is_told_apart(bed: Bed) 
     cause = json.loads(request[2])
     bed.guest.be("busy", cause)
 
-    async def busy() -> bool:
-        return bool((await bed.status())["execution_state"] == "busy")
-
-    await bed.until(busy)
+    await bed.until(lambda: busy(bed))
     assert "a cell is running" in await refusal(bed)
     bed.guest.tell(Channel.SHELL, [b"me"], "execute_reply", cause, status="ok")
     await receive(dealer)

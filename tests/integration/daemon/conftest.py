@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torpor.client
 import zmq.asyncio
@@ -37,7 +36,7 @@ from torpor.errors import Busy
 from torpor.start import daemon_argv
 
 from tests.home import find_runsc
-from tests.world import processes_of, reclaim
+from tests.world import processes_of, reclaim, whole_lines, without_new_children
 
 LOCAL = os.environ.get("TORPOR_TEST_BACKEND") == "local"
 FAKE_DAEMON = str(Path(__file__).parents[2] / "fakes/process_daemon.py")
@@ -84,8 +83,7 @@ class Home:
 
     def log(self) -> list[dict[str, Any]]:
         try:
-            # What follows the last end of a line is just being written.
-            *lines, _ = self.paths.log.read_text().split("\n")
+            lines = whole_lines(self.paths.log)
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines]
@@ -110,7 +108,7 @@ class Home:
     def daemons(self) -> list[int]:
         """Give the processes of torpord, without a child that has not become another program yet."""
         found = [pid for pid, line in self.processes().items() if "--ready-fd" in line]
-        return [pid for pid in found if _parent(pid) not in (None, *found)]
+        return without_new_children(found)
 
     def left(self) -> list[str]:
         """Give everything that a clean world would not have."""
@@ -158,13 +156,6 @@ class Home:
             return bool(await self.client.kernels())
         made = {"fifos": "*", "start": "*/opt/torpor/link", "started": "*/pid"}
         return any(self.paths.kernels.glob(made[step]))
-
-
-def _parent(pid: int) -> int | None:
-    try:
-        return psutil.Process(pid).ppid()
-    except psutil.NoSuchProcess:
-        return None
 
 
 async def eventually(condition: Callable[[], Any], within_s: float = 10) -> None:

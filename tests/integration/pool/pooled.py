@@ -28,7 +28,7 @@ from torpor.paths import Paths
 from tests.e2e.cells import value
 from tests.e2e.sleeping import daemon_pid
 from tests.home import start, stop, torpor_home
-from tests.world import wait_clean
+from tests.world import wait_clean, whole_lines
 
 POOL = "c.TorporDaemon.pool = True\n"
 _FAULTY = str(Path(__file__).with_name("faulty_daemon.py"))
@@ -68,8 +68,7 @@ class PoolHome:
 
     def log(self) -> list[dict[str, Any]]:
         try:
-            # What follows the last end of a line is just being written.
-            *lines, _ = self.paths.log.read_text().split("\n")
+            lines = whole_lines(self.paths.log)
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines]

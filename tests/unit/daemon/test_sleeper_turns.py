@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 from torpor.api import Endpoints
-from torpor.backends.base import Handle
 from torpor.daemon.guest_state import GuestState, Phase
 from torpor.daemon.kernel import Kernel
 from torpor.daemon.records import KernelRow
@@ -18,20 +17,7 @@ from torpor.daemon.sleeper import Sleeper
 from torpor.lifecycle import Status, Target
 from torpor.template import Template
 
-HANDLE = Handle(
-    backend="local",
-    sandbox_id="s",
-    pid=1,
-    pid_start=1,
-    runsc="",
-    runsc_build="",
-    root="",
-    uid=0,
-    cgroups=(),
-    directory="",
-    workspace=None,
-    workspace_mode="",
-).to_json()
+from tests.unit.handles import handle
 
 
 class Machine:
@@ -69,7 +55,7 @@ def sleeper_of(machine: Machine, at_once: int) -> Sleeper:
     async def templates(_name: str) -> Template:
         return Template()
 
-    sandbox = SimpleNamespace(handle=HANDLE)
+    sandbox = SimpleNamespace(handle=handle(1, 1).to_json())
     parts = SimpleNamespace(
         backend=SimpleNamespace(saving=machine.save),
         stores=SimpleNamespace(at_hand=machine.at_hand, news=asyncio.Event()),

@@ -9,13 +9,13 @@ import subprocess
 import sys
 
 import pytest
-from torpor.backends.base import Handle
 from torpor.backends.local_freezer import go_on, stop
 from torpor.errors import SandboxGone
 from torpor.runsc import pidfd
 from torpor.runsc.family import family
 
 from tests.unit.daemon.storing import until
+from tests.unit.handles import handle
 
 BUSY = """
 import os
@@ -37,24 +37,6 @@ def parent():
         yield process.pid
         for each in reversed(family(process.pid)):
             subprocess.run(["kill", "-KILL", str(each.pid)], check=True)
-
-
-def handle(pid: int, start: int | None) -> Handle:
-    assert start is not None
-    return Handle(
-        backend="local",
-        sandbox_id="s",
-        pid=pid,
-        pid_start=start,
-        runsc="",
-        runsc_build="",
-        root="",
-        uid=0,
-        cgroups=(),
-        directory="",
-        workspace=None,
-        workspace_mode="none",
-    )
 
 
 def used_s(pid: int) -> float:
